@@ -1,0 +1,59 @@
+"""Codes and their levels: the one decoder that every quantizer shares."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+
+class Encoded(NamedTuple):
+    """What a quantizer makes of an array, before it becomes floating-point values again.
+
+    Attributes:
+      codes: integers 0..n, n = 2**bits − 1, of the input's shape; uint8 unless asked otherwise.
+        In a floating dtype a code is nan where the input, or a learned scalar, was nan or not
+        allowed; in uint8, which has no nan, such a code is 0.
+      scale: the distance of two levels, float32 (or wider), broadcasts against `codes`.
+      offset: 0 (activations), n/2 (weights) or 2**(bits−1) (signed LSQ).
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+    offset: float
+
+
+def decode(encoded: Encoded, *, dtype: DTypeLike | None = None) -> jax.Array:
+    """The levels that codes stand for: `scale * (code - offset)`.
+
+    Every quantizer `f` of this package satisfies `f(x, …) == decode(f_encode(x, …), dtype=x.dtype)`
+    to the last bit, because `f` is computed by this very function.
+
+    Args:
+      encoded: codes of any integer or floating dtype, with their scale and offset.
+      dtype: of the result; by default that of `scale`. The product is taken in the scale's dtype
+        (at least float32) and rounded to `dtype` once.
+
+    Returns:
+      The values, of the codes' shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> decode(Encoded(jnp.array([0, 1, 2, 3], jnp.uint8), jnp.float32(0.5), 1.5))
+      Array([-0.75, -0.25,  0.25,  0.75], dtype=float32)
+    """
+    scale = jnp.asarray(encoded.scale)
+    levels = encoded.codes.astype(scale.dtype) - encoded.offset
+    return (scale * levels).astype(dtype or scale.dtype)
+
+
+def as_codes(codes: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Casts codes held in a floating dtype, where nan marks what has no code, to `dtype`."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return codes.astype(dtype)
+    return jnp.where(jnp.isnan(codes), 0, codes).astype(dtype)
+
+
+def compute_dtype(*arrays: ArrayLike) -> jnp.dtype:
+    """The dtype that quantizers calculate in: that of the arguments, but float32 at least."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)

@@ -1,0 +1,97 @@
+"""The sums that the generalized straight-through gradient needs, in one pass over the array.
+
+Written naively this is one masked reduction for every threshold and sum, each of which reads the
+whole array again. XLA fuses them on accelerators; on CPU it does not, so there the array is walked
+once in chunks that fit the cache, and the sums are kept elementwise until the end.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+# Elements of one chunk: some arrays of this size at a time stay in a core's cache.
+_CHUNK = 16 * 1024
+
+
+def interval_gradients(
+    x: jax.Array,
+    cotangent: jax.Array,
+    input_scale: jax.Array,
+    edges: jax.Array,
+    thresholds: jax.Array,
+    slopes: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Gradients of the piecewise linear surrogate, before they are combined.
+
+    With u = input_scale · x, segment i is edges[i] < u <= edges[i + 1], i = 0 … n − 1.
+
+    Args:
+      x: the input, any shape.
+      cotangent: g, of the shape of `x`.
+      input_scale: ().
+      edges: (n + 1,), increasing.
+      thresholds: (n,), where the code steps up.
+      slopes: (n,), the surrogate's slope with respect to u in each segment.
+
+    Returns:
+      g · slope, zero outside the segments, of the shape of `x`;
+      Σ g over each segment (n,); Σ g · (u − edges[i]) over each segment (n,);
+      Σ g · code (); Σ g · slope · x ().
+    """
+    return jax.lax.platform_dependent(
+        x, cotangent, input_scale, edges, thresholds, slopes, cpu=_chunked, default=_whole
+    )
+
+
+def _elementwise(x, cotangent, input_scale, edges, thresholds, slopes):
+    """The summands: (n, …) for the segments, (…) for the rest."""
+    column = (slice(None),) + (None,) * x.ndim
+    u = input_scale * x
+    in_segment = (u > edges[:-1][column]) & (u <= edges[1:][column])
+    grad = jnp.where(in_segment, cotangent, 0)
+    # Outside its segment u may be infinite: choose before multiplying.
+    moment = grad * jnp.where(in_segment, u - edges[:-1][column], 0)
+    grad_u = jnp.sum(grad * slopes[column], axis=0)
+    code = jnp.sum((u > thresholds[column]).astype(x.dtype), axis=0)
+    inside = (u > edges[0]) & (u <= edges[-1])
+    return grad_u, grad, moment, cotangent * code, grad_u * jnp.where(inside, x, 0)
+
+
+def _whole(x, cotangent, input_scale, edges, thresholds, slopes):
+    grad_u, *terms = _elementwise(x, cotangent, input_scale, edges, thresholds, slopes)
+    segments = [jnp.sum(term.reshape(term.shape[0], -1), axis=1) for term in terms[:2]]
+    return (grad_u, *segments, jnp.sum(terms[2]), jnp.sum(terms[3]))
+
+
+def _chunked(x, cotangent, input_scale, edges, thresholds, slopes):
+    shape = x.shape
+    # The batch axis stays whole, so that a batch sharded over devices is never gathered.
+    batch = shape[0] if x.ndim > 1 else 1
+    width = max(x.size // max(batch, 1), 1)
+    chunk = _chunk_width(width, max(_CHUNK // max(batch, 1), 1))
+    if x.size == 0 or chunk == width:
+        return _whole(x, cotangent, input_scale, edges, thresholds, slopes)
+    x, cotangent = x.reshape(batch, width), cotangent.reshape(batch, width)
+
+    def body(sums, start):
+        x_ = jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1)
+        cotangent_ = jax.lax.dynamic_slice_in_dim(cotangent, start, chunk, axis=1)
+        grad_u, *terms = _elementwise(x_, cotangent_, input_scale, edges, thresholds, slopes)
+        return [total + term for total, term in zip(sums, terms)], grad_u
+
+    n = slopes.size
+    zeros = [jnp.zeros((n, batch, chunk), x.dtype)] * 2 + [jnp.zeros((batch, chunk), x.dtype)] * 2
+    starts = jnp.arange(0, width, chunk)
+    sums, grad_u = jax.lax.scan(body, zeros, starts)
+    segments = [jnp.sum(term.reshape(n, -1), axis=1) for term in sums[:2]]
+    grad_u = jnp.moveaxis(grad_u, 0, 1).reshape(shape)
+    return (grad_u, *segments, jnp.sum(sums[2]), jnp.sum(sums[3]))
+
+
+def _chunk_width(width: int, target: int) -> int:
+    """The largest divisor of `width` up to `target`, or `width` itself if all are much smaller."""
+    small = [i for i in range(1, math.isqrt(width) + 1) if width % i == 0]
+    divisors = small + [width // i for i in small]
+    best = max(d for d in divisors if d <= target) if target < width else width
+    return best if 8 * best >= min(target, width) else width
