@@ -1,3 +1,3 @@
-"""Low-bit neural networks in JAX: learned quantizers, their training, and exact integer networks."""
+"""Low-bit neural networks in JAX: learned quantizers, their training, exact integer networks."""
 
 __version__ = "0.1.0"

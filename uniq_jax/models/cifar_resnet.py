@@ -1,0 +1,103 @@
+"""Residual networks for small images: ResNet-20, -32, -44, -56.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv:1512.03385), section
+4.2. A 3x3 stem without pooling and a mean over whatever remains of the image, so that 8x8, 28x28
+and 32x32 images pass alike.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from uniq_jax.models.blocks import batch_norm, convolution, dense, stages
+
+
+class BasicBlock(nnx.Module):
+    """conv–bn–relu–conv–bn, plus the shortcut, then relu.
+
+    Args:
+      in_features, features: channels of the input and of the output.
+      stride: of the first convolution.
+      shortcut: where shapes differ, "A" subsamples the input and pads its channels with zeros, "B"
+        is a 1x1 convolution with batch norm.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        stride: int,
+        *,
+        shortcut: Literal["A", "B"],
+        **options: Any,
+    ):
+        self.conv1 = convolution(in_features, features, 3, stride, **options)
+        self.bn1 = batch_norm(features, **options)
+        self.conv2 = convolution(features, features, 3, 1, **options)
+        self.bn2 = batch_norm(features, **options)
+        self.stride = stride
+        self.extra_features = features - in_features
+        changes = stride != 1 or in_features != features
+        projects = changes and shortcut == "B"
+        self.downsample = nnx.data(
+            convolution(in_features, features, 1, stride, **options) if projects else None
+        )
+        self.downsample_bn = nnx.data(batch_norm(features, **options) if projects else None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nnx.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.downsample is not None and self.downsample_bn is not None:
+            x = self.downsample_bn(self.downsample(x))
+        else:
+            before = self.extra_features // 2
+            x = x[:, :: self.stride, :: self.stride]
+            x = jnp.pad(x, [(0, 0)] * 3 + [(before, self.extra_features - before)])
+        return nnx.relu(x + y)
+
+
+class CifarResNet(nnx.Module):
+    """A residual network of 6n + 2 layers.
+
+    Args:
+      depth: 20, 32, 44, 56 or any other 6n + 2.
+      num_classes: logits.
+      in_features: channels of the images.
+      width: channels of the first stage; the others have twice and four times as many.
+      shortcut: "A" (parameter-free) or "B" (1x1 convolutions), where a stage begins.
+      dtype: of the computation; None for that of images and parameters.
+      param_dtype: of the parameters.
+      rngs: for the parameters.
+
+    Call with images (batch, height, width, in_features); returns logits (batch, num_classes).
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        num_classes: int,
+        in_features: int = 3,
+        width: int = 16,
+        shortcut: Literal["A", "B"] = "A",
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if shortcut not in ("A", "B"):
+            raise ValueError(f"shortcut (={shortcut!r}) must be 'A' or 'B'")
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.conv1 = convolution(in_features, width, 3, 1, **options)
+        self.bn1 = batch_norm(width, **options)
+        self.layer1, self.layer2, self.layer3 = stages(
+            BasicBlock, depth, width, shortcut=shortcut, **options
+        )
+        self.linear = dense(4 * width, num_classes, **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.bn1(self.conv1(x)))
+        for block in (*self.layer1, *self.layer2, *self.layer3):
+            x = block(x)
+        return self.linear(jnp.mean(x, axis=(1, 2)))

@@ -1,0 +1,85 @@
+"""Initial quantizer parameters from weights and data."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flax import nnx
+
+from uniq_jax.nn.layers import _Quantized
+from uniq_jax.nn.quantizer import ActivationQuantizer
+
+# What model.eval() sets.
+_MODES = ("deterministic", "use_running_average")
+
+
+def calibrate(
+    model: nnx.Module,
+    batches: Iterable[Any],
+    *,
+    apply: Callable[[nnx.Module, Any], Any] | None = None,
+) -> int:
+    """Sets every quantizer's parameters from the model's weights and from what flows through it.
+
+    Weight quantizers start anew from the present weights (load a float checkpoint first).
+    Activation quantizers take, over the batches, the largest statistic of their input (UniQ's
+    running maximum), measured in the float network: no quantizer is active meanwhile, so the result
+    doesn't depend on the order of layers.
+
+    The model runs in evaluation mode, and nothing but quantizer parameters changes: batch-norm
+    statistics stay as they are, dropout is off. It comes back in the mode that each of its modules
+    was in.
+
+    Args:
+      model: any NNX module that holds quantized layers; changed in place.
+      batches: inputs, taken to the end; all of one shape compile once.
+      apply: how to run the model on a batch, by default `model(batch)`.
+
+    Returns:
+      The number of batches.
+
+    Raises:
+      ValueError: if the model has no quantized layer, or `batches` is empty although there are
+        activations to quantize.
+    """
+    apply = apply or _call
+    layers = [m for _, m in nnx.iter_modules(model) if isinstance(m, _Quantized)]
+    if not layers:
+        raise ValueError("model has no quantized layer; call uniq_jax.quantize on it first")
+    for layer in layers:
+        if layer.weight_quantizer is not None:
+            layer.weight_quantizer.calibrate(layer.kernel[...])
+    watchers = [m for _, m in nnx.iter_modules(model) if isinstance(m, ActivationQuantizer)]
+    if not watchers:
+        return 0
+    modes = [
+        (m, k, getattr(m, k)) for _, m in nnx.iter_modules(model) for k in _MODES if hasattr(m, k)
+    ]
+    for watcher in watchers:
+        watcher.start_calibration()
+    count = 0
+    try:
+        model.eval()
+        for batch in batches:
+            _observe(model, batch, apply)
+            count += 1
+    except BaseException:
+        for watcher in watchers:
+            watcher.abandon_calibration()
+        raise
+    finally:
+        for module, name, value in modes:
+            setattr(module, name, value)
+    for watcher in watchers:
+        watcher.finish_calibration()
+    if count == 0:
+        raise ValueError("batches is empty, but activations need at least one batch to calibrate")
+    return count
+
+
+def _call(model: Any, batch: Any) -> Any:
+    return model(batch)
+
+
+@nnx.jit(static_argnums=2)
+def _observe(model: nnx.Module, batch: Any, apply: Callable[[nnx.Module, Any], Any]) -> None:
+    apply(model, batch)
