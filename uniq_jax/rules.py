@@ -152,3 +152,36 @@ def _widths(bits: int | None, weight_bits: int | None, activation_bits: int | No
     assert widths[0] is not None
     assert widths[1] is not None
     return widths[0], widths[1]
+
+
+def uniq_n2uq(
+    bits: int | None = None,
+    *,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+    granularity: Literal["layer", "channel"] = "layer",
+    first: str = FIRST,
+    last: str = LAST,
+    shortcut: str = SHORTCUT,
+) -> list[Rule]:
+    """UniQ's treatment and weights, with N2UQ's learned thresholds for low-bit activations.
+
+    Args:
+      bits: width of weights and activations, unless given apart.
+      weight_bits: 1 to 8.
+      activation_bits: 1 to 5.
+      granularity: as in `uniq`.
+      first: regular expression of the first layer's path.
+      last: regular expression of the last layer's path.
+      shortcut: regular expression of the shortcut convolutions' paths.
+    """
+    weight_bits, activation_bits = _widths(bits, weight_bits, activation_bits)
+    *ends, body = uniq(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        granularity=granularity,
+        first=first,
+        last=last,
+        shortcut=shortcut,
+    )
+    return [*ends, dataclasses.replace(body, activation=N2uqActivation(activation_bits))]

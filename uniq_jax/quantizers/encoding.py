@@ -56,4 +56,17 @@ def as_codes(codes: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 def compute_dtype(*arrays: ArrayLike) -> jnp.dtype:
     """The dtype that quantizers calculate in: that of the arguments, but float32 at least."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def widen(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """`x` in a `dtype` at least as wide, with the value that its own dtype holds.
+
+    XLA may leave out the rounding to bfloat16 of a result that is cast up again at once; the code
+    would then be that of a number which no array ever held.
+    """
+    wide = x.astype(dtype)
+    if x.dtype == jnp.bfloat16:
+        wide = jax.lax.reduce_precision(wide, exponent_bits=8, mantissa_bits=7)
+    return wide

@@ -18,13 +18,15 @@ def check_bits(bits: Any, *, maximum: int = MAX_BITS) -> int:
       ValueError: if `bits` lies outside 1..`maximum`.
     """
     try:
+        if isinstance(bits, bool):
+            raise TypeError
         value = operator.index(bits)
     except TypeError:
         raise TypeError(
             f"bits (={bits!r}) must be an integer from 1 to {maximum}, "
             f"not a {type(bits).__name__}; it is static, so it cannot be traced"
         ) from None
-    if isinstance(bits, bool) or not 1 <= value <= maximum:
+    if not 1 <= value <= maximum:
         raise ValueError(f"bits (={bits!r}) must be an integer from 1 to {maximum}")
     return value
 
@@ -44,22 +46,23 @@ class Grid:
     offset: float
 
     def __post_init__(self):
-        check_bits(self.bits)
+        # A Python int: 2**bits of a NumPy int8 would overflow.
+        object.__setattr__(self, "bits", check_bits(self.bits))
 
     @classmethod
     def unsigned(cls, bits: int) -> "Grid":
         """Levels 0, 1, …, n times the scale: activations after a ReLU."""
-        return cls(check_bits(bits), 0.0)
+        return cls(bits, 0.0)
 
     @classmethod
     def symmetric(cls, bits: int) -> "Grid":
         """Levels ±1/2, ±3/2, …, ±n/2 times the scale: weights, and signed activations."""
-        return cls(check_bits(bits), (2**bits - 1) / 2)
+        return cls(bits, (2 ** check_bits(bits) - 1) / 2)
 
     @classmethod
     def twos_complement(cls, bits: int) -> "Grid":
         """Levels −2**(bits−1), …, 2**(bits−1) − 1 times the scale: signed LSQ."""
-        return cls(check_bits(bits), float(2 ** (bits - 1)))
+        return cls(bits, 2.0 ** (check_bits(bits) - 1))
 
     @property
     def max_code(self) -> int:

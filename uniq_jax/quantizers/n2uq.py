@@ -14,7 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
 
 from uniq_jax.quantizers import uniform
-from uniq_jax.quantizers.encoding import Encoded, as_codes, compute_dtype, decode
+from uniq_jax.quantizers.encoding import Encoded, as_codes, compute_dtype, decode, widen
 from uniq_jax.quantizers.grid import Grid, check_bits, check_floating
 from uniq_jax.quantizers.interval_sums import interval_gradients
 
@@ -203,9 +203,15 @@ def _checked(x, start, intervals, input_scale, output_scale) -> tuple[jax.Array,
 
 
 def _edges(start: jax.Array, intervals: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Floored intervals a (n,) and the segments' edges d_0 … d_n (n + 1,)."""
+    """Floored intervals a (n,) and the segments' edges d_0 … d_n (n + 1,).
+
+    Summed by doubling, in an order that the program states; `cumsum` leaves it to the backend.
+    """
     floored = jnp.maximum(intervals, SMALLEST_INTERVAL)
-    return floored, jnp.cumsum(jnp.concatenate([start.reshape(1), floored]))
+    edges = jnp.concatenate([start.reshape(1), floored])
+    for shift in [2**i for i in range(intervals.size.bit_length())]:
+        edges = edges + jnp.pad(edges[:-shift], (shift, 0))
+    return floored, edges
 
 
 def _encode(x, start, intervals, input_scale, output_scale) -> Encoded:
@@ -214,10 +220,13 @@ def _encode(x, start, intervals, input_scale, output_scale) -> Encoded:
     floored, edges = _edges(start.astype(dtype), intervals.astype(dtype))
     # Halving is exact, so this sum is rounded once however it is fused.
     thresholds = edges[:-1] + floored / 2
-    u = input_scale.astype(dtype).reshape(()) * x.astype(dtype)
+    # A bounded x: XLA would pull a constant factor of x into the scale, and round anew; and 0 · inf
+    # is nan.
+    largest = jnp.finfo(dtype).max
+    u = input_scale.astype(dtype).reshape(()) * jnp.clip(widen(x, dtype), -largest, largest)
     codes = functools.reduce(jnp.add, [(u > thresholds[i]).astype(dtype) for i in range(n)])
     # A comparison with nan is false, which would look like code 0.
-    codes = jnp.where(jnp.isnan(u + edges[-1]), jnp.nan, codes)
+    codes = jnp.where(jnp.isnan(u) | jnp.isnan(edges[-1]), jnp.nan, codes)
     return Encoded(codes, output_scale.astype(dtype).reshape(()) * (2 / n), 0.0)
 
 
@@ -239,7 +248,7 @@ def _n2uq_activation_bwd(arguments, cotangent):
     thresholds = edges[:-1] + floored / 2
     grad_u, grad_in_interval, moment_in_interval, grad_times_code, grad_u_times_x = (
         interval_gradients(
-            x.astype(dtype),
+            widen(x, dtype),
             cotangent.astype(dtype),
             input_scale.astype(dtype).reshape(()),
             edges,
@@ -251,7 +260,7 @@ def _n2uq_activation_bwd(arguments, cotangent):
     weighted = slopes * grad_in_interval
     later = jnp.flip(jnp.cumsum(jnp.flip(weighted))) - weighted
     grad_intervals = -later - slopes * moment_in_interval / floored
-    grad_intervals = jnp.where(intervals < SMALLEST_INTERVAL, 0, grad_intervals)
+    grad_intervals = jnp.where(intervals.astype(dtype) < floored, 0, grad_intervals)
 
     def like(value, argument):
         return value.reshape(argument.shape).astype(argument.dtype)
@@ -279,7 +288,7 @@ def _checked_weight(w: ArrayLike, channel_axis: int) -> tuple[jax.Array, int]:
 
 
 def _encode_weight(w: jax.Array, bits: int, channel_axis: int) -> Encoded:
-    magnitude = jnp.abs(w.astype(compute_dtype(w)))
+    magnitude = jnp.abs(widen(w, compute_dtype(w)))
     step = 2.0 ** (2 - bits) * _mean_of_others(magnitude, channel_axis)
     # A channel of zeros has no scale; any step codes it, and the scale 0 makes it zero again.
     codes, scale, offset = uniform.encode(w, jnp.where(step == 0, 1, step), Grid.symmetric(bits))
@@ -292,14 +301,15 @@ def _mean_of_others(x: jax.Array, axis: int) -> jax.Array:
     Summed by halves, in an order that the program states: a reduction's order is the compiler's
     choice and may change with what it is fused with, and with it a weight's code.
     """
-    rows = jnp.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
-    count = rows.shape[0]
-    rows = jnp.pad(rows, ((0, 2 ** math.ceil(math.log2(max(count, 1))) - count), (0, 0)))
+    channels = x.shape[axis]
+    count = max(x.size // max(channels, 1), 1)
+    rows = jnp.moveaxis(x, axis, -1).reshape(x.size // max(channels, 1), channels)
+    rows = jnp.pad(rows, ((0, 2 ** math.ceil(math.log2(count)) - rows.shape[0]), (0, 0)))
     while rows.shape[0] > 1:
         half = rows.shape[0] // 2
         rows = rows[:half] + rows[half:]
     shape = [1] * x.ndim
-    shape[axis] = x.shape[axis]
+    shape[axis] = channels
     return (rows * (1 / count)).reshape(shape)
 
 
@@ -320,7 +330,7 @@ def _n2uq_weight_bwd(bits, channel_axis, gradient, w, cotangent):
         sigma = step * ((2**bits - 1) / 2)
         grad = wide * jnp.where(sigma == 0, 0, 1 / sigma)
     else:
-        mask = uniform.inside(w.astype(step.dtype), step, Grid.symmetric(bits))
+        mask = uniform.inside(widen(w, step.dtype), step, Grid.symmetric(bits))
         grad = wide * jnp.where(step == 0, 1, mask)
     return (grad.astype(w.dtype),)
 

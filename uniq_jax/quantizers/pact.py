@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
 
 from uniq_jax.quantizers import uniform
-from uniq_jax.quantizers.encoding import Encoded, as_codes, compute_dtype, decode
+from uniq_jax.quantizers.encoding import Encoded, as_codes, compute_dtype, decode, widen
 from uniq_jax.quantizers.grid import Grid, check_broadcast, check_floating
 from uniq_jax.quantizers.initial import uniq_activation_initial_step
 
@@ -81,7 +81,7 @@ def pact_initial_clip(x: Float[ArrayLike, "*shape"], *, bits: int) -> jax.Array:
     PACT itself starts from a constant and lets weight decay pull it down; a calibrated start needs
     no such constant. Arguments and errors as `uniq_activation_initial_step`.
     """
-    return uniq_activation_initial_step(x, bits=bits) * (2**bits - 1)
+    return uniq_activation_initial_step(x, bits=bits) * Grid.unsigned(bits).max_code
 
 
 def _checked(x: ArrayLike, clip: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -109,7 +109,7 @@ def _pact_fwd(x, clip, grid, gradient):
 def _pact_bwd(grid, gradient, residuals, cotangent):
     x, clip = residuals
     dtype = compute_dtype(x, clip)
-    x_, clip_, cotangent_ = x.astype(dtype), clip.astype(dtype), cotangent.astype(dtype)
+    x_, clip_, cotangent_ = widen(x, dtype), clip.astype(dtype), cotangent.astype(dtype)
     slope = (x_ >= clip_).astype(dtype)
     if gradient == "reference":
         slope = slope + _encode(x, clip, grid).codes / grid.max_code

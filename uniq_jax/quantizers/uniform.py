@@ -15,19 +15,23 @@ import math
 import jax
 import jax.numpy as jnp
 
-from uniq_jax.quantizers.encoding import Encoded, compute_dtype, decode
+from uniq_jax.quantizers.encoding import Encoded, compute_dtype, decode, widen
 from uniq_jax.quantizers.grid import Grid
 
 
 def valid_step(step: jax.Array) -> jax.Array:
-    """`step` where it is positive and finite, else nan, which then reaches every value."""
-    return jnp.where((step > 0) & (step < jnp.inf), step, jnp.nan)
+    """`step` where it is positive and finite, else nan, which then reaches every value.
+
+    So are steps above 2**126 (float32), whose reciprocal a compiler may flush to zero.
+    """
+    return jnp.where((step > 0) & (step <= 1 / jnp.finfo(step.dtype).tiny), step, jnp.nan)
 
 
 def uniform_codes(x: jax.Array, step: jax.Array, grid: Grid) -> jax.Array:
     """Codes `round_half_even(clip(x / step + offset, 0, n))`, in the dtype of x; nan marks nan."""
     step = valid_step(step)
-    code = jnp.clip(jnp.round(x / step + grid.offset), 0, grid.max_code)
+    # Clipped before the division: XLA makes a/(b·step) of an x that is a/b, and b·step may be 0.
+    code = jnp.round(jnp.clip(x, *_clip_range(step, grid)) / step + grid.offset)
     above = step * (code + (0.5 - grid.offset))
     below = step * (code - (0.5 + grid.offset))
     odd = 2 * jnp.floor(code / 2) != code
@@ -39,17 +43,21 @@ def uniform_codes(x: jax.Array, step: jax.Array, grid: Grid) -> jax.Array:
 
 def inside(x: jax.Array, step: jax.Array, grid: Grid) -> jax.Array:
     """1 within the clip range, 0 outside, 1/2 on its two edges (as minimum and maximum have it)."""
-    low, high = -grid.offset * step, (grid.max_code - grid.offset) * step
+    low, high = _clip_range(step, grid)
     closed = ((x >= low) & (x <= high)).astype(x.dtype)
     opened = ((x > low) & (x < high)).astype(x.dtype)
     return (closed + opened) / 2
+
+
+def _clip_range(step: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
+    return -grid.offset * step, (grid.max_code - grid.offset) * step
 
 
 def encode(x: jax.Array, step: jax.Array, grid: Grid) -> Encoded:
     """Codes in floating point (nan kept) with their scale and offset."""
     dtype = compute_dtype(x, step)
     step = step.astype(dtype)
-    return Encoded(uniform_codes(x.astype(dtype), step, grid), valid_step(step), grid.offset)
+    return Encoded(uniform_codes(widen(x, dtype), step, grid), valid_step(step), grid.offset)
 
 
 def shared_by(x: jax.Array, step: jax.Array) -> int:
@@ -82,7 +90,7 @@ def _fake_quantize_fwd(x, step, grid, step_weight):
 def _fake_quantize_bwd(grid, step_weight, residuals, cotangent):
     x, step = residuals
     codes, scale, offset = encode(x, step, grid)
-    x_, cotangent_ = x.astype(scale.dtype), cotangent.astype(scale.dtype)
+    x_, cotangent_ = widen(x, scale.dtype), cotangent.astype(scale.dtype)
     mask = inside(x_, scale, grid)
     # `where` and not a product with the mask: outside, x / step may be infinite.
     slope = codes - offset - jnp.where(mask > 0, mask * (x_ / scale), 0)

@@ -1,0 +1,105 @@
+# Everything runs in .venv, through its own python: scripts that pip installs name the directory
+# they were made for, and break in one that moved.
+
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+
+# The interpreter of a new .venv, such as PYTHON=python3.12; empty: the first that
+# will do.
+PYTHON ?=
+
+CORE := $(VENV)/.installed-core
+DEV := $(VENV)/.installed-dev
+
+.PHONY: help demo demo-plan test lint format types accuracy update-constraints clean
+# The targets that follow another (demo after demo-plan) need their order under `make -j` too.
+.NOTPARALLEL:
+
+help: ## list the targets
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' Makefile
+
+demo: demo-plan $(CORE) ## train and quantize a small network on the digits (2-bit, minutes on a CPU)
+	@if [ -f runs/demo/result.json ]; then rm -rf runs/demo; fi
+	@$(PY) -m uniq_jax.main --config=configs/digits_w2a2.py --workdir=runs/demo
+
+demo-plan:
+	@echo "This trains a small network on the embedded digits, quantizes its weights and"
+	@echo "activations to 2 bits, trains on, and writes the results to runs/demo."
+	@if [ -f runs/demo/result.json ]; then \
+	    echo "runs/demo holds a finished run: it is removed, and training starts afresh."; \
+	elif [ -d runs/demo ]; then \
+	    echo "runs/demo holds an unfinished run: it is resumed."; \
+	fi
+
+test: $(DEV) lint types ## all checks: ruff, pyright and the tests that are not slow
+	@$(PY) -m pytest -q -n 2 -m "not slow" --durations=10
+
+lint: $(DEV) ## ruff: rules and format
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+
+format: $(DEV) ## ruff: mend what it can and format
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+# Without the variable, pyright's wrapper asks the network for its latest version each time.
+types: $(DEV) ## pyright
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
+
+accuracy: $(DEV) ## the slow tests: whole trainings, minutes to hours
+	@$(PY) -m pytest -m slow --durations=10
+
+update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
+	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'
+	@$(PY) -c "$$WRITE_CONSTRAINTS"
+	@echo "Wrote constraints.txt; now run: make test"
+
+clean: ## remove .venv, caches and build products; runs/ stays
+	rm -rf $(VENV) build dist site .hypothesis .pytest_cache .ruff_cache .jax_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(CORE): pyproject.toml constraints.txt
+	@$(MAKE_VENV)
+	@echo "Installing uniq_jax into $(VENV); the first time takes minutes ..."
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt
+	@$(MAKE_VENV)
+	@echo "Installing uniq_jax and its development tools into $(VENV); the first time takes minutes ..."
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $(CORE) $@
+
+# Keeps a .venv that works; makes it anew where it is missing, half made, or its python is gone.
+# A candidate must run to count: version managers put commands on the path that only print advice.
+define MAKE_VENV
+works='import sys; sys.exit(sys.version_info < (3, 11))'; \
+if $(PY) -c "import pip; $$works" 2>/dev/null; then exit 0; fi; \
+if [ -n '$(PYTHON)' ]; then set -- '$(PYTHON)'; \
+else set -- python3.13 python3.12 python3.11 python3; fi; \
+for candidate in "$$@"; do \
+    if "$$candidate" -c "import ensurepip, venv; $$works" 2>/dev/null; then \
+        echo "Making $(VENV) with $$candidate"; \
+        exec "$$candidate" -m venv --clear $(VENV); \
+    fi; \
+done; \
+echo "uniq_jax needs Python 3.11 or newer with its venv module (on Debian and Ubuntu the package" >&2; \
+echo "python3-venv). Tried: $$*. Name another one: make PYTHON=/path/to/python3" >&2; \
+exit 1
+endef
+
+define WRITE_CONSTRAINTS
+import json, re
+with open("$(VENV)/resolved.json", encoding="utf-8") as file:
+    packages = [entry["metadata"] for entry in json.load(file)["install"]]
+lines = {
+    re.sub("[-_.]+", "-", package["name"]).lower() + "==" + package["version"] + "\n"
+    for package in packages
+    if package["name"] != "uniq_jax"
+}
+with open("constraints.txt", "w", encoding="utf-8") as file:
+    file.writelines(sorted(lines))
+endef
+export WRITE_CONSTRAINTS

@@ -1,0 +1,39 @@
+"""ResNet-20 on the embedded digits: float, then binary weights and activations by UniQ.
+
+    python -m uniq_jax.main --config=configs/digits_w1a1.py --workdir=runs/digits_w1a1
+
+First and last layer stay float, as in UniQ's binary networks; weights are not decayed, and the rate
+warms up at a constant. Arguments: `seed`.
+"""
+
+from uniq_jax import config as c
+
+
+def get_config(arg=None):
+    args = c.parse_arg(arg, seed=0)
+    config = c.base()
+    config.seed = args.seed
+    config.data.name = "digits"
+    config.data.batch_size = 64
+    config.data.augment = "crop"
+    config.data.pad_pixels = 1
+    config.model.name = "resnet20"
+    config.phases = ("float", "quantized")
+    config.float = c.phase(
+        "float",
+        total_epochs=15.0,
+        optimizer={"learning_rate": 0.1, "warmup_epochs": 1.0},
+    )
+    config.quantized = c.phase(
+        "uniq",
+        weight_bits=1,
+        activation_bits=1,
+        total_epochs=30.0,
+        optimizer={
+            "name": "adam",
+            "learning_rate": 2e-3,
+            "warmup_epochs": 1.0,
+            "weight_decay": 0.0,
+        },
+    )
+    return config

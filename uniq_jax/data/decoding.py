@@ -1,0 +1,64 @@
+"""Encoded images to uint8 arrays, with Pillow."""
+
+import io
+
+import numpy as np
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+def decode_image(encoded: bytes, *, channels: int, image_size: int | None = None) -> np.ndarray:
+    """Decode one PNG, JPEG, BMP or GIF image.
+
+    A grey image becomes RGB and the reverse, as `channels` says. The orientation tag of a photo is
+    not applied: TFDS and the reference training codes read the pixels as stored.
+
+    Args:
+        encoded: The bytes of the file.
+        channels: 1 or 3.
+        image_size: Where given, see `resize_and_crop`.
+
+    Returns:
+        uint8 (H, W, channels).
+    """
+    from PIL import Image
+
+    # Naming the formats keeps Pillow from trying dozens, a tenth of the time for a small image.
+    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "BMP", "GIF")) as image:
+        if image.mode != _MODES[channels]:
+            image = image.convert(_MODES[channels])
+        if image_size is not None:
+            image = _resize_and_crop(image, image_size)
+        array = np.asarray(image)
+    return array[..., None] if channels == 1 else array
+
+
+def resize_and_crop(image: np.ndarray, image_size: int) -> np.ndarray:
+    """Scale the shorter side to `image_size` (bilinear, antialiased), then crop the centre square.
+
+    Args:
+        image: uint8 (H, W, C), C 1 or 3.
+        image_size: Side of the result, at least 1.
+
+    Returns:
+        uint8 (image_size, image_size, C).
+    """
+    from PIL import Image
+
+    channels = image.shape[-1]
+    result = _resize_and_crop(
+        Image.fromarray(image[..., 0] if channels == 1 else image), image_size
+    )
+    return np.asarray(result).reshape(image_size, image_size, channels)
+
+
+def _resize_and_crop(image, image_size):
+    from PIL import Image
+
+    width, height = image.size
+    shorter = min(width, height)
+    size = tuple(max(image_size, round(side * image_size / shorter)) for side in (width, height))
+    if size != (width, height):
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (size[0] - image_size) // 2, (size[1] - image_size) // 2
+    return image.crop((left, top, left + image_size, top + image_size))

@@ -1,0 +1,4 @@
+"""What a network costs where it runs."""
+
+from uniq_jax.deploy.size import Size as Size
+from uniq_jax.deploy.size import model_size as model_size

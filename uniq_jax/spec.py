@@ -1,0 +1,212 @@
+"""What a run is told, as frozen dataclasses.
+
+Field names are the config's keys; `uniq_jax.config` builds these from a ConfigDict.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A key of the config is unknown, missing, ill-typed or out of range; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """What to train and test on.
+
+    Attributes:
+      name: "digits", or a TFDS image-classification set.
+      data_dir: directory of prepared TFDS data sets; "" for TFDS's default.
+      image_size: images of varying size are resized and cropped to this; 0 for sets of one size.
+      train_split, test_split: TFDS split expressions, "train[:90%]" for example.
+      batch_size: examples of one training step, over all devices.
+      eval_batch_size: examples of one evaluation step, over all devices.
+      augment: "none", "crop", "flip" or "crop_flip".
+      pad_pixels: zeros on each side before a random crop.
+      mean, std: per channel, for images in 0..1; () takes those of the data set.
+    """
+
+    name: str
+    data_dir: str
+    image_size: int
+    train_split: str
+    test_split: str
+    batch_size: int
+    eval_batch_size: int
+    augment: Literal["none", "crop", "flip", "crop_flip"]
+    pad_pixels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """The network.
+
+    Attributes:
+      name: a key of `uniq_jax.models.MODELS`.
+      options: further arguments of the network: {"shortcut": "B"} for example.
+      dtype: of the computation: "float32" or "bfloat16".
+      param_dtype: of parameters: "float32", or "float64" for checks.
+    """
+
+    name: str
+    options: dict[str, Any]
+    dtype: Literal["float32", "bfloat16", "float64"]
+    param_dtype: Literal["float32", "float64"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """How parameters follow their gradients.
+
+    Attributes:
+      name: "sgd" (momentum, decay added to the gradient) or "adam" (decay decoupled).
+      learning_rate: after warm-up.
+      schedule: "cosine" or "linear", to zero at the end; or "constant".
+      warmup_epochs: part of total_epochs.
+      warmup_learning_rate: where warm-up starts.
+      warmup_shape: "linear" up to learning_rate, or "constant" at warmup_learning_rate.
+      momentum: of SGD; Adam's first moment.
+      weight_decay: on all parameters but learned quantizer state.
+      quantizer_rate_multiplier: on the rate of learned quantizer state.
+    """
+
+    name: Literal["sgd", "adam"]
+    learning_rate: float
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup_epochs: float
+    warmup_learning_rate: float
+    warmup_shape: Literal["linear", "constant"]
+    momentum: float
+    weight_decay: float
+    quantizer_rate_multiplier: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseSpec:
+    """One training, from the parameters that the phase before it left.
+
+    Attributes:
+      name: as `phases` lists it; also its directory below the workdir.
+      method: "float", "uniq", "n2uq", "uniq_n2uq" (UniQ weights, N2UQ activations) or "lsq".
+      weight_bits, activation_bits: 1 to 8 (N2UQ activations: 5); 32 in a float phase.
+      granularity: of weight steps, "layer" or "channel".
+      quantize_shortcut: whether N2UQ quantizes shortcut convolutions.
+      calibration_batches: training batches that initial steps are calibrated on; 0 for none.
+      total_epochs: of this phase.
+      optimizer: of this phase.
+    """
+
+    name: str
+    method: Literal["float", "uniq", "n2uq", "uniq_n2uq", "lsq"]
+    weight_bits: int
+    activation_bits: int
+    granularity: Literal["layer", "channel"]
+    quantize_shortcut: bool
+    calibration_batches: int
+    total_epochs: float
+    optimizer: OptimizerSpec
+
+    @property
+    def is_float(self) -> bool:
+        return self.method == "float"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """A whole run.
+
+    Attributes:
+      seed: of parameters, order of examples and augmentation.
+      data, model: see there.
+      phases: in their order.
+      init_from: parameters to start from: a workdir or checkpoint of this package, or an .npz file
+        of arrays under this package's or PyTorch's names; "" for none.
+      mesh: devices along each axis; -1 for all the rest.
+      log_every_steps: how often training loss is logged.
+      eval_every_epochs: how often the test set is evaluated; the end always is.
+      checkpoint_every_steps: how often the run can be resumed from; 0 for only the end.
+      tensorboard: whether to write event files too.
+    """
+
+    seed: int
+    data: DataSpec
+    model: ModelSpec
+    phases: tuple[PhaseSpec, ...]
+    init_from: str
+    mesh: dict[str, int]
+    log_every_steps: int
+    eval_every_epochs: float
+    checkpoint_every_steps: int
+    tensorboard: bool
+
+
+def check(spec: RunSpec) -> None:
+    """Raises a ConfigError that names the first key whose value is out of range."""
+
+    def require(condition: bool, key: str, value: Any, rule: str) -> None:
+        if not condition:
+            raise ConfigError(f"config.{key} (={value!r}) must be {rule}")
+
+    positive = "at least 1"
+    require(spec.data.batch_size >= 1, "data.batch_size", spec.data.batch_size, positive)
+    require(
+        spec.data.eval_batch_size >= 1, "data.eval_batch_size", spec.data.eval_batch_size, positive
+    )
+    require(spec.data.pad_pixels >= 0, "data.pad_pixels", spec.data.pad_pixels, "at least 0")
+    require(spec.data.image_size >= 0, "data.image_size", spec.data.image_size, "at least 0")
+    require(
+        len(spec.data.mean) == len(spec.data.std),
+        "data.std",
+        spec.data.std,
+        f"as long as config.data.mean (={spec.data.mean!r})",
+    )
+    require(0 <= spec.seed < 2**32, "seed", spec.seed, "in 0..2**32-1")
+    require(spec.log_every_steps >= 1, "log_every_steps", spec.log_every_steps, positive)
+    require(spec.eval_every_epochs > 0, "eval_every_epochs", spec.eval_every_epochs, "above 0")
+    require(
+        spec.checkpoint_every_steps >= 0,
+        "checkpoint_every_steps",
+        spec.checkpoint_every_steps,
+        "at least 0",
+    )
+    require(
+        set(spec.mesh) == {"data", "model"} and all(n == -1 or n >= 1 for n in spec.mesh.values()),
+        "mesh",
+        spec.mesh,
+        "{'data': n, 'model': m} with -1 or positive numbers",
+    )
+    for phase_ in spec.phases:
+        name, optimizer = phase_.name, phase_.optimizer
+        require(phase_.total_epochs > 0, f"{name}.total_epochs", phase_.total_epochs, "above 0")
+        require(
+            phase_.calibration_batches >= 0,
+            f"{name}.calibration_batches",
+            phase_.calibration_batches,
+            "at least 0",
+        )
+        require(
+            0 <= optimizer.warmup_epochs < phase_.total_epochs,
+            f"{name}.optimizer.warmup_epochs",
+            optimizer.warmup_epochs,
+            f"at least 0 and below total_epochs (={phase_.total_epochs})",
+        )
+        for key in ("learning_rate", "weight_decay", "quantizer_rate_multiplier"):
+            value = getattr(optimizer, key)
+            require(value >= 0, f"{name}.optimizer.{key}", value, "at least 0")
+        require(
+            0 <= optimizer.momentum < 1,
+            f"{name}.optimizer.momentum",
+            optimizer.momentum,
+            "in [0, 1)",
+        )
+        learned = phase_.method in ("n2uq", "uniq_n2uq")
+        for key, largest in (("weight_bits", 8), ("activation_bits", 5 if learned else 8)):
+            value = getattr(phase_, key)
+            if phase_.is_float:
+                require(value == 32, f"{name}.{key}", value, "32, as its method is 'float'")
+            else:
+                rule = f"in 1..{largest} for method {phase_.method!r}"
+                require(1 <= value <= largest, f"{name}.{key}", value, rule)

@@ -1,0 +1,43 @@
+"""How steps are compiled: options that help on a platform, and a cache of compiled programs."""
+
+import functools
+import os
+from pathlib import Path
+
+import jax
+
+# XLA:CPU hands float32 convolutions to a library that runs many of their shapes on one thread;
+# this keeps it for reductions alone, which halves the time of a training step. Experimental, so
+# it is tried out before it is used.
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+
+
+@functools.cache
+def compiler_options() -> dict[str, bool | str]:
+    """Options for `jax.jit(compiler_options=…)` that this platform and XLA version know."""
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=dict(_CPU_OPTIONS))()
+    except Exception:
+        return {}
+    return dict(_CPU_OPTIONS)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless JAX was told where or whether to.
+
+    They go to `uniq_jax` in the user's cache directory ($XDG_CACHE_HOME, else ~/.cache); where that
+    cannot be written, nothing is kept.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    directory = Path(root, "uniq_jax", "compiled")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(directory, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

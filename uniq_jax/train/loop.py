@@ -1,0 +1,167 @@
+"""A run: its phases one after another, in one directory."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from uniq_jax import config, deploy
+from uniq_jax.spec import PhaseSpec, RunSpec
+from uniq_jax.train import start
+from uniq_jax.train.checkpoints import Checkpoints, read_model
+from uniq_jax.train.logs import MetricsWriter, write_json
+from uniq_jax.train.phase import Outcome, train_phase
+from uniq_jax.train.result import RESULT_FILE, Result
+from uniq_jax.train.run import Run
+from uniq_jax.train.state import TrainState
+
+CONFIG_FILE = "config.json"
+OUTCOME_FILE = "outcome.json"
+
+
+def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
+    """Runs all phases, or what is left of them, and writes `WORKDIR/result.json`.
+
+    A run that was killed goes on from its newest checkpoint, and on as many devices comes to the
+    same result, bit for bit.
+
+    Raises:
+      ValueError: if the spec doesn't fit its data or devices, or `workdir` belongs to another spec.
+      FileNotFoundError: if the data, or what to start from, is not there.
+      OSError: if `workdir` cannot be written.
+      DivergedError: if the loss is no longer finite.
+    """
+    _check_workdir(spec, workdir)
+    if (workdir / RESULT_FILE).exists():
+        console.print(f"{workdir} holds the finished run; nothing is left to train", soft_wrap=True)
+        return Result.read(workdir)
+    run = Run(spec)
+    # Nothing is written before every network was built once, and the float parameters read.
+    for phase in spec.phases:
+        run.program(phase)
+    source = functools.partial(start.read_source, spec.init_from) if spec.init_from else None
+    if source is not None:
+        start.take(source(), _abstract_state(run, spec.phases[0]))
+    is_first = jax.process_index() == 0
+    if is_first:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / CONFIG_FILE, config.to_json(spec))
+    outcomes: dict[str, Outcome] = {}
+    with MetricsWriter(workdir, tensorboard=spec.tensorboard, enabled=is_first) as writer:
+        for phase in spec.phases:
+            directory = workdir / phase.name
+            outcome_path = directory / OUTCOME_FILE
+            if outcome_path.exists():
+                outcomes[phase.name] = Outcome(**json.loads(outcome_path.read_text()))
+            else:
+                outcome = outcomes[phase.name] = train_phase(
+                    run,
+                    phase,
+                    directory,
+                    source=source,
+                    writer=writer,
+                    console=console,
+                    seconds_before=max((o.seconds for o in outcomes.values()), default=0.0),
+                )
+                if is_first:
+                    write_json(outcome_path, dataclasses.asdict(outcome))
+            source = functools.partial(read_model, directory / "checkpoints")
+    result = _result(run, workdir, outcomes)
+    if is_first:
+        result.write(workdir)
+    return result
+
+
+def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]:
+    """Evaluates the newest checkpoint of the last phase that has one, on the whole test set.
+
+    Returns:
+      "test_accuracy", "test_loss" and "test_count".
+
+    Raises:
+      FileNotFoundError: if `workdir` has no checkpoint.
+      ValueError: if `workdir` belongs to another spec.
+    """
+    _check_workdir(spec, workdir)
+    run = Run(spec)
+    for phase in reversed(spec.phases):
+        directory = workdir / phase.name / "checkpoints"
+        if not directory.is_dir():
+            continue
+        with contextlib.closing(Checkpoints(directory, note=console.print)) as checkpoints:
+            restored = checkpoints.restore(_abstract_state(run, phase))
+        if restored is not None:
+            step, state, _ = restored
+            console.print(f"{phase.name}: step {step} of {run.total_steps(phase)}")
+            return run.evaluator(run.program(phase))(state.params, state.statistics)
+    raise FileNotFoundError(f"workdir (={str(workdir)!r}) has no checkpoint to evaluate")
+
+
+def _abstract_state(run: Run, phase: PhaseSpec) -> TrainState:
+    return start.abstract_state(run.builder(phase), run.program(phase), run.mesh)
+
+
+def _check_workdir(spec: RunSpec, workdir: Path) -> None:
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    changed = config.differences(json.loads(path.read_text()), config.to_json(spec))
+    if changed:
+        shown = "\n  ".join(changed[:10])
+        raise ValueError(
+            f"workdir (={str(workdir)!r}) holds a run of another config; give this one a directory "
+            f"of its own, or remove that one. What differs:\n  {shown}"
+        )
+
+
+def _result(run: Run, workdir: Path, outcomes: Mapping[str, Outcome]) -> Result:
+    spec = run.spec
+    last = spec.phases[-1]
+    outcome = outcomes[last.name]
+    floats = [outcomes[phase.name].accuracy for phase in spec.phases if phase.is_float]
+    with contextlib.closing(Checkpoints(workdir / last.name / "checkpoints")) as checkpoints:
+        restored = checkpoints.restore(_abstract_state(run, last))
+    assert restored is not None, "a finished phase has a checkpoint"
+    _, state, _ = restored
+    size = deploy.model_size(run.program(last).build(state.params, state.statistics))
+    return Result(
+        dataset=spec.data.name,
+        model=spec.model.name,
+        method=last.method,
+        weight_bits=last.weight_bits,
+        activation_bits=last.activation_bits,
+        seed=spec.seed,
+        steps=sum(o.steps for o in outcomes.values()),
+        seconds=outcome.seconds,
+        test_accuracy=outcome.accuracy,
+        best_accuracy=outcome.best_accuracy,
+        float_accuracy=floats[-1] if floats else _float_accuracy(run),
+        packed_bytes=size.packed_bytes,
+        float_bytes=size.float_bytes,
+        files={
+            "metrics": str(workdir / "metrics.jsonl"),
+            "curves": str(workdir / "events"),
+            "last checkpoint": str(workdir / last.name / "checkpoints"),
+            "best checkpoint": str(workdir / last.name / "best"),
+            "result": str(workdir / RESULT_FILE),
+        },
+    )
+
+
+def _float_accuracy(run: Run) -> float | None:
+    """Accuracy of the float network that a run without a float phase started from."""
+    if not run.spec.init_from:
+        return None
+    widths = {"weight_bits": 32, "activation_bits": 32}
+    phase = dataclasses.replace(run.spec.phases[-1], method="float", **widths)
+    program = run.program(phase)
+    state = start.fresh_state(run.builder(phase), program, run.mesh)
+    state, report = start.take(start.read_source(run.spec.init_from), state)
+    if report.new:
+        return None
+    return run.evaluator(program)(state.params, state.statistics)["test_accuracy"]

@@ -1,0 +1,150 @@
+"""What the phases of a run share: data, mesh, and how networks and steps are made."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from uniq_jax import data
+from uniq_jax.spec import PhaseSpec, RunSpec
+from uniq_jax.train import compilation, optimizer, sharding, start
+from uniq_jax.train.state import (
+    Arrays,
+    Program,
+    TrainState,
+    eval_step,
+    quantizer_state,
+    train_step,
+)
+
+
+class Run:
+    """Data and devices of one run; reads, but writes nothing.
+
+    Args:
+      spec: what to do.
+
+    Raises:
+      ValueError, FileNotFoundError: if data or devices don't fit the spec.
+    """
+
+    def __init__(self, spec: RunSpec):
+        self.spec = spec
+        self.mesh = sharding.create_mesh(spec.mesh)
+        for key in ("batch_size", "eval_batch_size"):
+            sharding.check_batch(self.mesh, key, getattr(spec.data, key))
+        self.train_data, self.test_data = (
+            data.load(
+                spec.data.name,
+                split=which,
+                data_dir=spec.data.data_dir or None,
+                image_size=spec.data.image_size or None,
+            )
+            for which in (spec.data.train_split, spec.data.test_split)
+        )
+        self.steps_per_epoch = len(self.train_data) // spec.data.batch_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"config.data.batch_size (={spec.data.batch_size}) must be at most the number of "
+                f"training examples, {len(self.train_data)}"
+            )
+        mean, std = spec.data.mean, spec.data.std
+        if not mean:
+            mean, std = data.statistics(spec.data.name, self.train_data.images)
+        channels = self.train_data.image_shape[-1]
+        if len(mean) != channels:
+            raise ValueError(
+                f"config.data.mean (={tuple(mean)}) must have as many entries as the images have "
+                f"channels, {channels}"
+            )
+        self._mean, self._std = (tuple(255 * float(v) for v in values) for values in (mean, std))
+
+    def total_steps(self, phase: PhaseSpec) -> int:
+        """Steps of a phase."""
+        return max(round(phase.total_epochs * self.steps_per_epoch), 1)
+
+    def builder(self, phase: PhaseSpec) -> Callable[[], nnx.Module]:
+        """Makes the phase's network with fresh parameters."""
+        return functools.partial(
+            start.build_model,
+            self.spec.model,
+            phase,
+            num_classes=self.train_data.num_classes,
+            in_features=self.train_data.image_shape[-1],
+            seed=self.spec.seed,
+        )
+
+    def program(self, phase: PhaseSpec) -> Program:
+        """Traces the phase's network for what stays the same in all steps; computes nothing."""
+        graphdef, state = nnx.split(nnx.eval_shape(self.builder(phase)))
+        variables = {path: type(variable) for path, variable in nnx.to_flat_state(state)}
+        rate = optimizer.schedule(
+            phase.optimizer,
+            total_steps=self.total_steps(phase),
+            steps_per_epoch=self.steps_per_epoch,
+        )
+        return Program(
+            graphdef=graphdef,
+            variables=variables,
+            mean=self._mean,
+            std=self._std,
+            dtype=jnp.dtype(self.spec.model.dtype),
+            optimizer=optimizer.optimizer(phase.optimizer, rate, quantizer_state(variables)),
+            rate=rate,
+        )
+
+    def train_batches(self) -> data.TrainIterator:
+        """Batches of this process, without end."""
+        return data.train_iterator(
+            self.train_data,
+            batch_size=self.spec.data.batch_size,
+            seed=self.spec.seed,
+            augment=self.spec.data.augment,
+            pad=self.spec.data.pad_pixels,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A batch on the mesh's devices."""
+        return sharding.to_devices(batch, sharding.batch_sharding(self.mesh))
+
+    def train_step(self, program: Program, state: TrainState) -> Callable[..., Any]:
+        """`train_step`, compiled for states that lie as `state` does, which it gives up."""
+        placed = jax.tree.map(lambda array: array.sharding, state)
+        return jax.jit(
+            functools.partial(train_step, program),
+            donate_argnums=0,
+            out_shardings=(placed, sharding.replicated(self.mesh)),
+            compiler_options=compilation.compiler_options(),
+        )
+
+    def evaluator(self, program: Program) -> Callable[[Arrays, Arrays], dict[str, float]]:
+        """A function of parameters and statistics that evaluates every test example once."""
+        step = jax.jit(
+            functools.partial(eval_step, program),
+            out_shardings=sharding.replicated(self.mesh),
+            compiler_options=compilation.compiler_options(),
+        )
+
+        def evaluate(params: Arrays, statistics: Arrays) -> dict[str, float]:
+            batches = data.eval_batches(
+                self.test_data,
+                batch_size=self.spec.data.eval_batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            sums = [step(params, statistics, self.place(batch)) for batch in batches]
+            totals = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
+            assert totals["count"] == len(self.test_data), totals
+            return {
+                "test_accuracy": totals["correct"] / totals["count"],
+                "test_loss": totals["loss"] / totals["count"],
+                "test_count": int(totals["count"]),
+            }
+
+        return evaluate

@@ -1,0 +1,73 @@
+"""The mesh, and where arrays lie on it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def create_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes "data" and "model" over all devices.
+
+    Args:
+      axes: devices along each axis; one of them may be -1, for all the rest.
+      devices: by default all of them, of every process.
+
+    Raises:
+      ValueError: if the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [axes["data"], axes["model"]]
+    if sizes.count(-1) == 1:
+        rest = -sizes[0] * sizes[1]
+        sizes[sizes.index(-1)] = len(devices) // rest
+    if min(sizes) < 1 or sizes[0] * sizes[1] != len(devices):
+        raise ValueError(
+            f"config.mesh (={dict(axes)}) must multiply to the number of devices, which is "
+            f"{len(devices)}; one axis may be -1"
+        )
+    return Mesh(np.asarray(devices).reshape(sizes), ("data", "model"))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples spread over the axis "data"."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
+    """For each array of a state: its largest axis that "model" divides, or a copy everywhere."""
+
+    def place(array: jax.ShapeDtypeStruct) -> NamedSharding:
+        parts = mesh.shape["model"]
+        divisible = [i for i, n in enumerate(array.shape) if n % parts == 0]
+        if parts == 1 or not divisible:
+            return replicated(mesh)
+        axis = max(divisible, key=lambda i: array.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "model"))
+
+    return jax.tree.map(place, abstract_state)
+
+
+def check_batch(mesh: Mesh, key: str, batch_size: int) -> None:
+    """Raises a ValueError unless a batch spreads evenly over the axis "data"."""
+    parts = mesh.shape["data"]
+    if batch_size % parts:
+        raise ValueError(
+            f"config.data.{key} (={batch_size}) must be a multiple of the devices along the mesh's "
+            f"data axis, which are {parts}"
+        )
+
+
+def to_devices(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Puts this process's part of a global batch on its devices."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }

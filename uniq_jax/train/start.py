@@ -1,0 +1,196 @@
+"""How a phase starts: the network, what it takes from elsewhere, and calibration."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from uniq_jax import interop, models, nn, quantization, rules
+from uniq_jax.spec import ModelSpec, PhaseSpec
+from uniq_jax.train import checkpoints, sharding
+from uniq_jax.train.state import Arrays, Program, TrainState, split
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of every parameter when a network started from another's.
+
+    Attributes:
+      taken: found, and of the right shape.
+      new: not found; as initialized.
+      left_over: found, but nothing of that name is here.
+    """
+
+    taken: tuple[str, ...]
+    new: tuple[str, ...]
+    left_over: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One line. Names what is left over, and what is new but for quantizers' own state."""
+        new = [path for path in self.new if "_quantizer/" not in path]
+        parts = [
+            f"{len(self.taken)} arrays taken",
+            f"{len(self.new) - len(new)} of quantizers new",
+            f"{len(new)} others new{': ' if new else ''}{', '.join(new)}",
+            f"{len(self.left_over)} left over{': ' if self.left_over else ''}"
+            f"{', '.join(self.left_over)}",
+        ]
+        return "; ".join(parts)
+
+
+def build_rules(phase: PhaseSpec) -> list[rules.Rule]:
+    """The preset that a phase's method names."""
+    widths: dict[str, Any] = {
+        "weight_bits": phase.weight_bits,
+        "activation_bits": phase.activation_bits,
+    }
+    if phase.method == "uniq":
+        return rules.uniq(**widths, granularity=phase.granularity)
+    if phase.method == "n2uq":
+        return rules.n2uq(**widths, quantize_shortcut=phase.quantize_shortcut)
+    if phase.method == "lsq":
+        return rules.lsq(**widths)
+    assert phase.method == "uniq_n2uq"
+    return rules.uniq_n2uq(**widths, granularity=phase.granularity)
+
+
+def build_model(
+    spec: ModelSpec, phase: PhaseSpec, *, num_classes: int, in_features: int, seed: int
+) -> nnx.Module:
+    """The phase's network, with fresh parameters.
+
+    Raises:
+      ValueError: if there is no such network, or it does not take the config's options.
+    """
+    param_dtype = jnp.dtype(spec.param_dtype)
+    try:
+        model = models.create(
+            spec.name,
+            num_classes=num_classes,
+            in_features=in_features,
+            dtype=None if spec.dtype == spec.param_dtype else jnp.dtype(spec.dtype),
+            param_dtype=param_dtype,
+            rngs=nnx.Rngs(seed),
+            **spec.options,
+        )
+    except TypeError as error:
+        raise ValueError(f"config.model.options (={spec.options}) don't fit: {error}") from None
+    if not phase.is_float:
+        quantization.quantize(model, build_rules(phase))
+    return model
+
+
+def abstract_state(build: Callable[[], nnx.Module], program: Program, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a phase's state; nothing is computed."""
+    shapes = jax.eval_shape(functools.partial(_fresh, build, program))
+    return jax.tree.map(
+        lambda array, place: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place),
+        shapes,
+        sharding.state_shardings(mesh, shapes),
+    )
+
+
+def fresh_state(build: Callable[[], nnx.Module], program: Program, mesh: Mesh) -> TrainState:
+    """A phase's state with fresh parameters, made on the devices where it will lie."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(build, program, mesh))
+    return jax.jit(functools.partial(_fresh, build, program), out_shardings=shardings)()
+
+
+def _fresh(build: Callable[[], nnx.Module], program: Program) -> TrainState:
+    params, statistics = split(build())
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        statistics=statistics,
+        opt_state=program.optimizer.init(params),
+    )
+
+
+def take(source: Mapping[str, np.ndarray], state: TrainState) -> tuple[TrainState, Report]:
+    """The state with every array of `source` whose path it has.
+
+    Args:
+      source: path to array.
+      state: of arrays, or of ShapeDtypeStructs to check only.
+
+    Raises:
+      ValueError: if two shapes disagree (the message names the path and both), or if no path of
+        `source` is known.
+    """
+    here = {**state.params, **state.statistics}
+    for path in here.keys() & source.keys():
+        if source[path].shape != here[path].shape:
+            raise ValueError(
+                f"what config.init_from names has {path} of shape {source[path].shape}, but the "
+                f"network's has shape {here[path].shape}"
+            )
+    report = Report(
+        taken=tuple(path for path in here if path in source),
+        new=tuple(path for path in here if path not in source),
+        left_over=tuple(path for path in source if path not in here),
+    )
+    if not report.taken:
+        raise ValueError(
+            "what config.init_from names has no parameter of this network; it has "
+            f"{', '.join(list(source)[:5])} …"
+        )
+
+    def replaced(arrays: Arrays) -> Arrays:
+        return {path: _place(source.get(path), array) for path, array in arrays.items()}
+
+    new = {"params": replaced(state.params), "statistics": replaced(state.statistics)}
+    return dataclasses.replace(state, **new), report
+
+
+def _place(value: np.ndarray | None, like: jax.Array) -> jax.Array:
+    if value is None or isinstance(like, jax.ShapeDtypeStruct):
+        return like
+    return jax.device_put(value.astype(like.dtype), like.sharding)
+
+
+def read_source(path: str) -> dict[str, np.ndarray]:
+    """The arrays that `config.init_from` names, under this package's paths.
+
+    Args:
+      path: an .npz file of arrays, named as here or as in PyTorch; a workdir, whose last phase's
+        best checkpoint is taken; a directory of checkpoints; or a checkpoint.
+
+    Raises:
+      FileNotFoundError: if there is nothing there.
+      ValueError: if the file is not one that can be read.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise FileNotFoundError(f"config.init_from (={path!r}) does not exist")
+    if place.is_file():
+        return interop.read_npz(place)
+    for directory in (place, place / "best", place / "quantized/best", place / "float/best"):
+        try:
+            return checkpoints.read_model(directory)
+        except FileNotFoundError:
+            continue
+    raise FileNotFoundError(
+        f"config.init_from (={path!r}) must be an .npz file, a workdir with a checkpoint in "
+        "PHASE/best, or a directory of checkpoints"
+    )
+
+
+def calibrate(
+    program: Program, state: TrainState, batches: Iterable[Any], count: int
+) -> TrainState:
+    """The state with quantizer parameters from its weights and from `count` batches of images."""
+    model = program.build(state.params, state.statistics)
+    images = (program.normalize(batch["image"]) for batch in itertools.islice(batches, count))
+    nn.calibrate(model, images)
+    params, _ = split(model)
+    # Calibration leaves new scalars wherever they were computed.
+    placed = {path: jax.device_put(v, state.params[path].sharding) for path, v in params.items()}
+    return dataclasses.replace(state, params=placed)
