@@ -30,3 +30,32 @@ def cifar10_dir(shared_dir, tmp_path_factory) -> pathlib.Path:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return out
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory) -> dict[str, str]:
+    """Environment with which child processes share compiled programs."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+
+
+@pytest.fixture
+def run_main(compilation_cache):
+    """Runs the command as a user does: `run_main("--config=…", env={…})`, a finished process."""
+
+    def run(*arguments: str, env: dict[str, str] | None = None, **options):
+        environment = {**os.environ, **compilation_cache, **(env or {})}
+        command = [sys.executable, "-m", "uniq_jax.main", *map(str, arguments)]
+        return subprocess.run(
+            command,
+            cwd=pathlib.Path(__file__).parents[1],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
+        )
+
+    return run

@@ -87,6 +87,7 @@ class Case:
             forward = reference.pact_activation(x, *learned, bits)
             return forward, reference.pact_activation_backward(x, *learned, bits, g, "reference")
         if self.role == "activation":
+            learned = [a if key == "a" else a.item() for key, a in zip(self.learned, learned)]
             forward = reference.n2uq_activation(x, *learned)
             return forward, reference.n2uq_activation_backward(x, *learned, g)
         forward = reference.n2uq_weight(x, bits, axis)

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_quantizers_table import ROWS, SHAPE, SIZE, cases, expected_codes, near_thresholds
+from test_quantizers_table import (
+    DISTINCT,
+    ROWS,
+    SHAPE,
+    SIZE,
+    TWINS,
+    cases,
+    expected_codes,
+    near_thresholds,
+)
 
 from uniq_jax import quantizers as q
 
@@ -60,7 +69,7 @@ def off_kinks(row, x, learned, bits, distance):
 # Against the reference, in float64
 
 
-@cases(1, 2, 3, 4, 5, 6, 7, 8)
+@cases(1, 2, 3, 5, 8)
 def test_equals_numpy_reference(row, bits):
     rng, learned = setting(row, bits, dtype=np.float64)
     x, cotangent = rng.normal(size=(2, *SHAPE))
@@ -75,7 +84,7 @@ def test_equals_numpy_reference(row, bits):
         np.testing.assert_allclose(grad, wanted, rtol=1e-10, atol=1e-11 * np.abs(cotangent).sum())
 
 
-@cases(1, 2, 3, 4, 8)
+@cases(1, 2, 3, 5, 8)
 def test_gradients_are_the_derivatives_of_the_surrogate(row, bits):
     rng, learned = setting(row, bits, seed=1, dtype=np.float64)
     x, cotangent = rng.normal(size=(2, *SHAPE))
@@ -109,6 +118,33 @@ def test_gradients_are_the_derivatives_of_the_surrogate(row, bits):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=repr)
+def test_gradients_exactly_on_the_edges(row):
+    n, size = 3, 0.25
+    if row.name.startswith("n2uq_activation"):
+        # Segments are open below and closed above: each has a slope of its own here.
+        learned = np.float32([0]), np.float32([0.25, 0.5, 1]), np.float32([1]), np.float32([1.5])
+        edges, expected = [0, 0.25, 0.75, 1.75], [0, 4, 2, 1]
+    elif row.name.startswith("pact"):
+        learned, edges, expected = (np.float32(n * size),), [0, n * size], [0, 0]
+    elif row.name.startswith("n2uq_weight"):
+        # mean |w| = 3/4 has the clip at σ = n/2 · mean|w| = 9/8.
+        learned, edges = (), [1.125, -1.125, 0.375, -0.375]
+        expected = [0.5, 0.5, 1, 1] if row.name.endswith("clipped") else [8 / 9] * 4
+    else:
+        (step,) = learned = (np.float32(size),)
+        offset = row.decoding(None, learned, 2, np.float32)[1]
+        edges, expected = [-offset * step, (n - offset) * step], [0.5, 0.5]
+
+    def fill(values):
+        # Every channel, the last axis, holds all of them.
+        return np.moveaxis(np.resize(values, (SHAPE[-1], *SHAPE[:-1])), 0, -1)
+
+    x = fill(np.float32(edges))
+    _, (grad, *_) = gradients(row, 2)(x, learned, np.ones_like(x))
+    np.testing.assert_allclose(grad, fill(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=repr)
 def test_gradient_scale_is_the_only_thing_that_its_switch_takes_off(row):
     if row.name.startswith(("pact", "n2uq")):
         assert row.weight(2, SIZE) == 1
@@ -127,7 +163,7 @@ def test_gradient_scale_is_the_only_thing_that_its_switch_takes_off(row):
 # Codes
 
 
-@cases(1, 2, 3, 5, 8)
+@cases(1, 2, 3, 5, 8, rows=DISTINCT)
 @settings(max_examples=6)
 @given(data=st.data())
 def test_codes_and_values(row, bits, data):
@@ -164,10 +200,12 @@ def test_codes_and_values(row, bits, data):
             assert len(np.unique(ordered)) <= 2**bits
 
 
-@cases(1, 2, 3, 4, 5, 6, 7, 8)
+@cases(1, 2, 3, 4, 5, 6, 7, 8, rows=DISTINCT)
 def test_quantizing_twice_changes_nothing(row, bits):
     rng, learned = setting(row, bits, seed=2)
-    once = forward(row, bits)(near_thresholds(row, learned, bits, rng), *learned)
+    x = near_thresholds(row, learned, bits, rng)
+    once = forward(row, bits)(x, *learned)
+    np.testing.assert_array_equal(once[1], expected_codes(row, x, learned, bits))
     twice = forward(row, bits)(once[0], *learned)
     if row.idempotent:
         np.testing.assert_array_equal(once[0], twice[0])
@@ -176,9 +214,21 @@ def test_quantizing_twice_changes_nothing(row, bits):
         assert np.any(once[0] != twice[0])
 
 
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_have_the_same_values(name):
+    row, twin = (next(row for row in ROWS if row.name == n) for n in (name, TWINS[name]))
+    rng, learned = setting(row, 3)
+    x = near_thresholds(row, learned, 3, rng)
+    for a, b in zip(forward(row, 3)(x, *learned), forward(twin, 3)(x, *learned)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=repr)
 @pytest.mark.parametrize("dtype", NARROW.values(), ids=NARROW)
-@cases(3)
-def test_narrow_dtypes(row, bits, dtype):
+def test_narrow_dtypes(row, dtype):
+    if dtype == jnp.float16 and row not in DISTINCT:
+        return
+    bits = 3
     rng, learned = setting(row, bits, seed=3)
     x, cotangent = (jnp.asarray(a, dtype) for a in rng.normal(size=(2, *SHAPE)))
     value, codes, codes_float, decoded = forward(row, bits)(x, *learned)
@@ -299,6 +349,8 @@ def test_one_scalar_per_channel_on_any_axis(row, axis):
     np.testing.assert_array_equal(codes, expected_codes(row, x, (scalars,), bits))
     np.testing.assert_array_equal(value, decoded)
 
+    if axis != 1:
+        return
     _, (grad_x, grad) = gradients(row, bits)(x, (scalars,), cotangent)
     expected_x, expected = row.reference_backward(
         x.astype(float), scalars.astype(float), bits=bits, g=cotangent.astype(float)
@@ -362,7 +414,7 @@ def test_only_the_arguments_are_kept_for_the_backward_pass(row):
 # Extremes
 
 
-@cases(1, 2, 5)
+@cases(1, 2, 5, rows=DISTINCT)
 def test_extreme_inputs(row, bits):
     if not row.learned(bits, np.random):
         return  # its step is the inputs' own: see the tests of its channels
@@ -381,8 +433,11 @@ def test_extreme_inputs(row, bits):
     assert all(np.all(np.isfinite(grad)) for grad in (grad_x, *grads))
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.channels], ids=repr)
-@pytest.mark.parametrize("bad", [0.0, -0.5, np.nan, np.inf, -np.inf, 1e-42])
+STEPPED = pytest.mark.parametrize("row", [row for row in ROWS if row.channels], ids=repr)
+
+
+@STEPPED
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
 def test_a_bad_step_makes_its_own_values_nan(row, bad):
     rng, (scalar,) = setting(row, 2)
     scalars = np.full((1, SHAPE[1], 1), scalar, np.float32)
@@ -393,6 +448,34 @@ def test_a_bad_step_makes_its_own_values_nan(row, bad):
     assert np.all(np.isnan(value) == wrong[:, None])
     assert np.all(np.isnan(codes_float) == wrong[:, None])
     assert np.all(codes[:, wrong] == 0)
+
+
+@STEPPED
+def test_of_a_negative_step_the_magnitude_counts(row):
+    rng, (scalar,) = setting(row, 2)
+    x, cotangent = rng.normal(size=(2, *SHAPE)).astype(np.float32)
+    for a, b in zip(forward(row, 2)(x, scalar), forward(row, 2)(x, -scalar)):
+        np.testing.assert_array_equal(a, b)
+    _, (grad_x, grad) = gradients(row, 2)(x, (scalar,), cotangent)
+    _, (grad_x_, grad_) = gradients(row, 2)(x, (-scalar,), cotangent)
+    np.testing.assert_array_equal(grad_x, grad_x_)
+    assert grad == -grad_ != 0
+
+
+@STEPPED
+@pytest.mark.parametrize("small", [0.0, -0.0, 1e-42, -1e-20])
+def test_a_step_near_zero_counts_as_the_smallest(row, small):
+    rng, _ = setting(row, 2)
+    x = rng.normal(size=SHAPE).astype(np.float32)
+    unit = 2**2 - 1 if row.name.startswith("pact") else 1
+    smallest = np.float32(2.0**-30 * unit)
+    for a, b in zip(forward(row, 2)(x, np.float32(small)), forward(row, 2)(x, smallest)):
+        np.testing.assert_array_equal(a, b)
+        assert np.all(np.isfinite(a))
+    _, (_, grad) = gradients(row, 2)(x, (np.float32(small),), np.ones_like(x))
+    # What pushes it out again is the gradient at the smallest.
+    _, (_, expected) = gradients(row, 2)(x, (smallest,), np.ones_like(x))
+    np.testing.assert_allclose(np.abs(grad), np.abs(expected), rtol=1e-3)
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -439,7 +522,7 @@ def test_n2uq_weight_channels_of_zeros_and_of_nan(gradient):
 
 def test_steps_at_the_ends_of_the_range():
     levels = np.arange(8, dtype=np.float32)
-    for step in np.float32([1.2e-38, 2.0**-100, 2.0**100, 4e37]):
+    for step in np.float32([2.0**-30, 1e-8, 2.0**100, 4e37]):
         codes = q.uniq_activation_encode(levels * step, step, bits=3).codes
         np.testing.assert_array_equal(codes, levels)
     # The reciprocal of larger ones is flushed to zero: they count as infinite.

@@ -313,13 +313,23 @@ ROWS = (
 )
 
 
-def cases(*widths):
+# Rows whose values are another row's: only their gradients, or names, are their own.
+TWINS = {
+    "uniq_activation_signed": "uniq_weight",
+    "lsq_unsigned": "uniq_activation",
+    "pact_reference": "pact_paper",
+    "n2uq_weight_clipped": "n2uq_weight_reference",
+}
+DISTINCT = tuple(row for row in ROWS if row.name not in TWINS)
+
+
+def cases(*widths, rows=ROWS):
     """Parameters (row, bits), for each row the widths that it has."""
     return pytest.mark.parametrize(
         ("row", "bits"),
         [
             pytest.param(row, bits, id=f"{row.name}-{bits}bit")
-            for row in ROWS
+            for row in rows
             for bits in widths
             if bits <= row.maximum_bits
         ],

@@ -1,3 +1,39 @@
-"""Low-bit neural networks in JAX: learned quantizers, their training, exact integer networks."""
+"""Low-bit neural networks in JAX: learned quantizers, their training, exact integer networks.
+
+    uniq_jax.quantizers    pure functions of arrays; needs jax and numpy only
+    uniq_jax.nn            Flax NNX layers that own learned quantizer state
+    uniq_jax.quantize      quantizes any NNX model by rules (uniq_jax.rules)
+    uniq_jax.calibrate     initial quantizer parameters from weights and data
+    uniq_jax.models        the networks of the papers
+    uniq_jax.main          the command: trains and evaluates as a config file says
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uniq_jax.nn import calibrate as calibrate
+    from uniq_jax.quantization import quantize as quantize
+    from uniq_jax.rules import Rule as Rule
 
 __version__ = "0.1.0"
+
+# Loaded when they are first used: whoever only wants a quantizer doesn't pay for Flax.
+_LAZY = {
+    "Rule": "uniq_jax.rules",
+    "calibrate": "uniq_jax.nn",
+    "quantize": "uniq_jax.quantization",
+}
+_ROOMS = ("config", "data", "deploy", "interop", "models", "nn", "quantizers", "rules", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY, *_ROOMS])

@@ -57,7 +57,7 @@ def phase(method: str = "float", **values: Any) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: if a value's key is unknown.
     """
-    section = ml_collections.ConfigDict(
+    section: Any = ml_collections.ConfigDict(
         {
             "method": method,
             "weight_bits": 32,

@@ -9,6 +9,7 @@ file follow a colon: --config=configs/cifar10_resnet20_w2a2.py:bits=1,method=n2u
 
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -33,25 +34,26 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> None:
     """Runs what the flags say."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    console = Console()
+        _fail(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
-        _run(console)
+        _run(Console())
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         if _TRACEBACK.value:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, style="red")
-        sys.exit(1)
+        _fail(str(error))
 
 
 def _run(console: Console) -> None:
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--config (={path!r}) is not a file")
     spec = run_spec(_CONFIG.value)
     # After the config is checked: a typo should not wait for JAX to start.
     from uniq_jax.train import compilation, loop
     from uniq_jax.train.result import table
 
     compilation.enable_compilation_cache()
-    workdir = Path(_WORKDIR.value)
+    workdir = Path(_WORKDIR.value or "")
     if _MODE.value == "eval":
         values = loop.evaluate(spec, workdir, console)
         console.print(
@@ -64,11 +66,41 @@ def _run(console: Console) -> None:
     console.print(table(result))
 
 
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; what is wrong with them, or with keys of the config, is one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError) as error:
+        # An unknown key comes as an AttributeError around a KeyError, a complaint of the config
+        # file's own as text that ends in it.
+        inner = error.args[0] if error.args else error
+        while isinstance(inner, Exception) and inner.args:
+            inner = inner.args[0]
+        text = str(inner)
+        if isinstance(error, flags.Error):
+            _fail(text.rpartition("ConfigError: ")[2].strip())
+        key, _, hint = text.replace("'", "").partition("\n")
+        paths = (argument.partition("=")[0].removeprefix("--") for argument in argv)
+        named = next((path for path in paths if path.endswith(f".{key}")), key)
+        _fail(f"{named} is no known key of the config. {hint}".strip())
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(
+        f"error: {message}", markup=False, highlight=False, style="red"
+    )
+    sys.exit(1)
+
+
 def run() -> None:
     """Entry point of the command `uniq-jax`."""
+    # As a command, this is not the main module, whose text and flags --help shows.
+    sys.modules["__main__"].__doc__ = __doc__
+    for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__]):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     # Orbax logs every step of a checkpoint; what concerns the user is printed here.
     logging.set_verbosity(logging.ERROR)
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)
 
 
 if __name__ == "__main__":

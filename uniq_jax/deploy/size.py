@@ -15,7 +15,7 @@ _FLOAT_BYTES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Bytes of a network's arrays.
+    """Bytes of a network's arrays, random keys of training aside.
 
     Attributes:
       float_bytes: all in float32, without quantizers.
@@ -39,7 +39,7 @@ def model_size(model: nnx.Module) -> Size:
             # A learned step is counted among the variables below.
             scales = 0 if quantizer.parameters else scale.size * _FLOAT_BYTES
             packed_kernels[*path, "kernel"] = packed.nbytes + scales
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.RngState))):
         size = variable[...].size * _FLOAT_BYTES
         float_bytes += 0 if isinstance(variable, QuantizerParam) else size
         packed_bytes += packed_kernels.get(path, size)

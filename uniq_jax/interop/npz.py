@@ -1,6 +1,5 @@
 """Reads .npz files of parameters."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,15 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     Pickled objects are refused: nothing in the file is executed.
 
     Raises:
-      ValueError: if the file is no .npz of plain arrays.
+      OSError: if the file cannot be opened.
+      ValueError: if it is no .npz of plain arrays.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
+    with path.open("rb") as stream:
+        try:
+            with np.load(stream, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        # Damaged files raise nearly anything: zlib.error, NotImplementedError, TokenError, …
+        except Exception as error:
+            raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
     is_torch = any("." in name for name in arrays) and not any("/" in name for name in arrays)
     return from_torch_names(arrays) if is_torch else arrays

@@ -9,8 +9,8 @@ def from_torch_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     """Renames and transposes a PyTorch state dict to the paths and layouts of this package.
 
     "layer1.0.conv1.weight" (out, in, height, width) becomes "layer1/0/conv1/kernel" (height, width,
-    in, out); a matrix is transposed; a vector called weight is a batch norm's "scale". Counters
-    (`num_batches_tracked`) have no counterpart and are dropped.
+    in, out), and likewise along one or three axes; a matrix is transposed; a vector called weight
+    is a batch norm's "scale". Counters (`num_batches_tracked`) have no counterpart and are dropped.
 
     Args:
       state_dict: name to array.
@@ -20,10 +20,8 @@ def from_torch_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
         *module, last = name.removeprefix("module.").split(".")
         if last == "num_batches_tracked":
             continue
-        if value.ndim == 4:
-            value = value.transpose(2, 3, 1, 0)
-        elif value.ndim == 2:
-            value = value.T
+        if value.ndim >= 2:
+            value = value.transpose(*range(2, value.ndim), 1, 0)
         if last == "weight":
             last = "scale" if value.ndim == 1 else "kernel"
         translated["/".join([*module, last.removeprefix("running_")])] = value

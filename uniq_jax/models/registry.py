@@ -11,10 +11,12 @@ from uniq_jax.models.cifar_preact_resnet import CifarPreactResNet
 from uniq_jax.models.cifar_resnet import CifarResNet
 
 MODELS: Mapping[str, Callable[..., nnx.Module]] = {
-    **{f"resnet{depth}": functools.partial(CifarResNet, depth) for depth in (20, 32, 44, 56)},
+    **{
+        f"resnet{depth}": functools.partial(CifarResNet, depth) for depth in (8, 14, 20, 32, 44, 56)
+    },
     **{
         f"preact_resnet{depth}": functools.partial(CifarPreactResNet, depth)
-        for depth in (20, 32, 44, 56)
+        for depth in (8, 14, 20, 32, 44, 56)
     },
 }
 

@@ -1,6 +1,6 @@
 """Initial quantizer parameters from weights and data."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -8,8 +8,8 @@ from flax import nnx
 from uniq_jax.nn.layers import _Quantized
 from uniq_jax.nn.quantizer import ActivationQuantizer
 
-# What model.eval() sets.
-_MODES = ("deterministic", "use_running_average")
+# What model.eval() sets, and what quantized layers go by here.
+_MODES = ("deterministic", "use_running_average", "calibrating")
 
 
 def calibrate(
@@ -27,7 +27,7 @@ def calibrate(
 
     The model runs in evaluation mode, and nothing but quantizer parameters changes: batch-norm
     statistics stay as they are, dropout is off. It comes back in the mode that each of its modules
-    was in.
+    was in. Where an error ends calibration, nothing has changed at all.
 
     Args:
       model: any NNX module that holds quantized layers; changed in place.
@@ -39,40 +39,53 @@ def calibrate(
 
     Raises:
       ValueError: if the model has no quantized layer, or `batches` is empty although there are
-        activations to quantize.
+        activations to quantize, or an activation is nan or infinite.
     """
     apply = apply or _call
     layers = [m for _, m in nnx.iter_modules(model) if isinstance(m, _Quantized)]
     if not layers:
         raise ValueError("model has no quantized layer; call uniq_jax.quantize on it first")
+    watchers = {
+        path: m for path, m in nnx.iter_modules(model) if isinstance(m, ActivationQuantizer)
+    }
+    count = _watch(model, batches, apply, watchers) if watchers else 0
+    for watcher in watchers.values():
+        watcher.finish_calibration()
     for layer in layers:
         if layer.weight_quantizer is not None:
             layer.weight_quantizer.calibrate(layer.kernel[...])
-    watchers = [m for _, m in nnx.iter_modules(model) if isinstance(m, ActivationQuantizer)]
-    if not watchers:
-        return 0
+    return count
+
+
+def _watch(
+    model: nnx.Module,
+    batches: Iterable[Any],
+    apply: Callable[[nnx.Module, Any], Any],
+    watchers: Mapping[tuple[Any, ...], ActivationQuantizer],
+) -> int:
     modes = [
         (m, k, getattr(m, k)) for _, m in nnx.iter_modules(model) for k in _MODES if hasattr(m, k)
     ]
-    for watcher in watchers:
+    for watcher in watchers.values():
         watcher.start_calibration()
     count = 0
     try:
         model.eval()
+        model.set_attributes(calibrating=True, raise_if_not_found=False)
         for batch in batches:
             _observe(model, batch, apply)
             count += 1
+        if count == 0:
+            raise ValueError("batches is empty, but activations need at least one to calibrate")
+        for path, watcher in watchers.items():
+            watcher.check_calibration("/".join(map(str, path)))
     except BaseException:
-        for watcher in watchers:
+        for watcher in watchers.values():
             watcher.abandon_calibration()
         raise
     finally:
         for module, name, value in modes:
             setattr(module, name, value)
-    for watcher in watchers:
-        watcher.finish_calibration()
-    if count == 0:
-        raise ValueError("batches is empty, but activations need at least one batch to calibrate")
     return count
 
 

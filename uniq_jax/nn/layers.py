@@ -1,15 +1,25 @@
 """Quantized layers: `nnx.Conv` and `nnx.Linear` with quantizers on their two operands."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 
 from uniq_jax.nn import levels
 from uniq_jax.nn.methods import ActivationMethod, WeightMethod
 from uniq_jax.nn.quantizer import ActivationQuantizer, WeightQuantizer
+
+# What the float layers let one replace, and the quantized layers replace themselves.
+_INJECTABLE = {
+    "conv_general_dilated": jax.lax.conv_general_dilated,
+    "dot_general": jax.lax.dot_general,
+    "promote_dtype": promote_dtype,
+}
 
 
 class _Quantized(nnx.Module):
@@ -24,6 +34,17 @@ class _Quantized(nnx.Module):
     kernel: nnx.Param[jax.Array]
     weight_quantizer: WeightQuantizer | None
     activation_quantizer: ActivationQuantizer | None
+
+    def _drop_injected(self) -> None:
+        """Uncovers this class's methods, which the parent's constructor has hidden."""
+        for name, default in _INJECTABLE.items():
+            if name in vars(self):
+                if getattr(self, name) is not default:
+                    raise TypeError(
+                        f"{name} (={getattr(self, name)!r}) must be left out: "
+                        f"{type(self).__name__} has its own"
+                    )
+                delattr(self, name)
 
     def _add_quantizers(
         self,
@@ -45,6 +66,8 @@ class _Quantized(nnx.Module):
             levels.check_accumulator(activation.grid, weight.grid, self._taps())
         # Set by model.train() and model.eval(): evaluation multiplies integer levels.
         self.deterministic = False
+        # Set by calibrate(), which watches the float network.
+        self.calibrating = False
         self.weight_quantizer = nnx.data(
             None if weight is None else WeightQuantizer(weight, self.kernel[...])
         )
@@ -63,21 +86,22 @@ class _Quantized(nnx.Module):
     def promote_dtype(self, operands: tuple, *, dtype: Any, **kwargs: Any) -> tuple:
         """Promotes input and bias; the kernel keeps its own dtype until it is quantized."""
         inputs, kernel, bias = operands
-        promoted = nnx.nn.dtypes.promote_dtype((inputs, kernel, bias), dtype=dtype, **kwargs)
+        promoted = promote_dtype((inputs, kernel, bias), dtype=dtype, **kwargs)
         return promoted[0], kernel, promoted[2]
 
-    def _product(self, inputs: jax.Array, kernel: jax.Array, multiply: levels.Multiply):
+    def _product(
+        self, inputs: jax.Array, kernel: jax.Array, multiply: Callable[..., jax.Array], dtype: Any
+    ) -> jax.Array:
+        """The product, of which `multiply(inputs, kernel, preferred_element_type=…)` is one."""
         weight, activation = self.weight_quantizer, self.activation_quantizer
-        if activation is not None and activation.calibrating:
-            return multiply(activation(inputs), kernel.astype(inputs.dtype))
-        if self.deterministic and weight is not None and activation is not None:
-            return self._product_of_levels(inputs, kernel, multiply, weight, activation)
-        dtype = inputs.dtype
-        if activation is not None:
-            inputs = activation(inputs)
-        if weight is not None:
+        exact = self.deterministic and not self.calibrating
+        if exact and weight is not None and activation is not None:
+            product = self._product_of_levels(inputs, kernel, multiply, weight, activation)
+            return product.astype(dtype or inputs.dtype)
+        quantized = inputs if activation is None else activation(inputs)
+        if weight is not None and not self.calibrating:
             kernel = weight(kernel)
-        return multiply(inputs, kernel.astype(dtype))
+        return multiply(quantized, kernel.astype(inputs.dtype), preferred_element_type=dtype)
 
     def _product_of_levels(self, inputs, kernel, multiply, weight, activation):
         dtype = jnp.promote_types(jnp.result_type(inputs, kernel), jnp.float32)
@@ -98,7 +122,7 @@ class _Quantized(nnx.Module):
         )
         # A step for each output channel lies along the kernel's last axis, the output's last too.
         scale = (input_scale * kernel_scale).reshape(-1)
-        return levels.rescale(sums, scale).astype(inputs.dtype)
+        return levels.rescale(sums, scale)
 
 
 class QuantConv(_Quantized, nnx.Conv):
@@ -106,11 +130,13 @@ class QuantConv(_Quantized, nnx.Conv):
 
     Everything is as in `nnx.Conv`, parameter paths included, so that float checkpoints load;
     learned quantizer state lies in `weight_quantizer` and `activation_quantizer`. Zero padding is
-    added to the quantized input, where 0 stands for 0 whether or not the grid has a zero.
+    added to the quantized input, where 0 stands for 0 whether or not the grid has a zero. Circular
+    and reflecting padding comes before the quantizer, which counts the copies as inputs.
 
     In training (`model.train()`) it convolves fake-quantized values with the methods' gradients. In
     evaluation (`model.eval()`) it convolves integer levels exactly and scales the sums once, see
-    `uniq_jax.nn.levels`; the two differ by rounding only.
+    `uniq_jax.nn.levels`; the two differ by rounding only, but evaluation has no gradient for the
+    input and the kernel.
 
     Args:
       in_features: channels of the input, whose shape is (batch, *spatial, in_features).
@@ -123,7 +149,8 @@ class QuantConv(_Quantized, nnx.Conv):
       **kwargs: every other argument of `nnx.Conv`, but `conv_general_dilated` and `promote_dtype`.
 
     Raises:
-      TypeError: if `weight` or `activation` is no method of its kind.
+      TypeError: if `weight` or `activation` is no method of its kind, or one of the two functions
+        is given.
       ValueError: if the levels' sums could overflow an int32, see `levels.check_accumulator`; or
         if a kernel is both masked and quantized, since no level is zero.
 
@@ -149,18 +176,22 @@ class QuantConv(_Quantized, nnx.Conv):
         **kwargs: Any,
     ):
         nnx.Conv.__init__(self, in_features, out_features, kernel_size, *args, rngs=rngs, **kwargs)
-        del self.conv_general_dilated, self.promote_dtype
+        self._drop_injected()
+        if self.padding == "CAUSAL" and len(self.kernel_size) == 1:
+            # `nnx.Conv` would pad before the quantizer, to which zero may mean something else.
+            dilation = int(np.ravel(self.kernel_dilation or 1)[0])
+            self.padding = [(dilation * (self.kernel_size[0] - 1), 0)]
         if self.mask is not None and weight is not None:
             raise ValueError("mask must be None where the kernel is quantized: no level is zero")
         self._add_quantizers(weight, activation, self.param_dtype)
 
-    def conv_general_dilated(self, inputs, kernel, *args, **kwargs):
+    def conv_general_dilated(self, inputs, kernel, *args, preferred_element_type=None, **kwargs):
         """Called by `nnx.Conv` in place of `lax.conv_general_dilated`."""
 
-        def multiply(a, b):
-            return jax.lax.conv_general_dilated(a, b, *args, **kwargs)
+        def multiply(a, b, **options):
+            return jax.lax.conv_general_dilated(a, b, *args, **kwargs, **options)
 
-        return self._product(inputs, kernel, multiply)
+        return self._product(inputs, kernel, multiply, preferred_element_type)
 
 
 class QuantLinear(_Quantized, nnx.Linear):
@@ -175,7 +206,8 @@ class QuantLinear(_Quantized, nnx.Linear):
       **kwargs: every other argument of `nnx.Linear`, but `dot_general` and `promote_dtype`.
 
     Raises:
-      TypeError: if `weight` or `activation` is no method of its kind.
+      TypeError: if `weight` or `activation` is no method of its kind, or one of the two functions
+        is given.
       ValueError: if the levels' sums could overflow an int32, see `levels.check_accumulator`.
     """
 
@@ -190,13 +222,13 @@ class QuantLinear(_Quantized, nnx.Linear):
         **kwargs: Any,
     ):
         nnx.Linear.__init__(self, in_features, out_features, rngs=rngs, **kwargs)
-        del self.dot_general, self.promote_dtype
+        self._drop_injected()
         self._add_quantizers(weight, activation, self.param_dtype)
 
-    def dot_general(self, inputs, kernel, *args, **kwargs):
+    def dot_general(self, inputs, kernel, *args, preferred_element_type=None, **kwargs):
         """Called by `nnx.Linear` in place of `lax.dot_general`."""
 
-        def multiply(a, b):
-            return jax.lax.dot_general(a, b, *args, **kwargs)
+        def multiply(a, b, **options):
+            return jax.lax.dot_general(a, b, *args, **kwargs, **options)
 
-        return self._product(inputs, kernel, multiply)
+        return self._product(inputs, kernel, multiply, preferred_element_type)

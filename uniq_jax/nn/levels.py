@@ -30,12 +30,22 @@ def largest_level(grid: Grid) -> int:
 
 
 def check_accumulator(activation: Grid, weight: Grid, taps: int) -> None:
-    """Raises a ValueError if a sum of `taps` products of levels could exceed an int32."""
+    """Raises a ValueError if a sum of `taps` products of levels could exceed an int32.
+
+    Or, where sums are taken of digits (see `accumulate`), if that of one digit's products could
+    exceed what float32 holds.
+    """
     bound = taps * largest_level(activation) * largest_level(weight)
     if bound >= 2**31:
         raise ValueError(
             f"{taps} products of {activation.bits}-bit activations with {weight.bits}-bit weights "
             f"can sum to {bound}, beyond an int32 accumulator (2**31 - 1); use fewer bits"
+        )
+    if bound >= _EXACT and taps * _BASE**2 >= _EXACT:
+        raise ValueError(
+            f"{taps} products of {activation.bits}-bit activations with {weight.bits}-bit weights "
+            f"can sum to {bound}: from 2**24 on at most {_EXACT // _BASE**2 - 1} products are "
+            "exact; use fewer bits"
         )
 
 

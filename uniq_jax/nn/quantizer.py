@@ -62,11 +62,6 @@ class ActivationQuantizer(_Quantizer[ActivationMethod]):
         super().__init__(method, method.initial(param_dtype))
         self.statistic = nnx.data(None)
 
-    @property
-    def calibrating(self) -> bool:
-        """Whether activations are being watched instead of quantized."""
-        return self.statistic is not None
-
     def __call__(self, x: jax.Array) -> jax.Array:
         """The fake-quantized activations, or `x` itself while calibrating."""
         if self.statistic is None:
@@ -77,7 +72,14 @@ class ActivationQuantizer(_Quantizer[ActivationMethod]):
 
     def start_calibration(self) -> None:
         """From now on watches activations."""
-        self.statistic = Statistic(jnp.zeros((), jnp.float32))
+        dtype = jnp.result_type(*self.parameters.values())
+        self.statistic = Statistic(jnp.zeros((), dtype))
+
+    def check_calibration(self, name: str) -> None:
+        """Raises a ValueError, which names the quantizer `name`, if what was seen is not finite."""
+        assert self.statistic is not None
+        if not jnp.isfinite(self.statistic[...]):
+            raise ValueError(f"batches take nan or infinite activations to {name}")
 
     def finish_calibration(self) -> None:
         """Sets the parameters from what was seen, if anything was, and quantizes again."""

@@ -9,6 +9,10 @@ import jax.numpy as jnp
 
 MAX_BITS = 8
 
+# No step is smaller: quotients by it stay finite, and an all-zero kernel (a pruned channel) still
+# has a step.
+SMALLEST_STEP = 2.0**-30
+
 
 def check_bits(bits: Any, *, maximum: int = MAX_BITS) -> int:
     """Returns `bits` as an int.

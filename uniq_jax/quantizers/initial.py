@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from uniq_jax.quantizers.grid import check_bits, check_floating
+from uniq_jax.quantizers.grid import SMALLEST_STEP, check_bits, check_floating
 
 # Steps, in standard deviations, that `optimal_step` derives; kept as data because the derivation
 # takes a moment and every network needs them. A test holds the two together. The rectified ones at
@@ -34,9 +34,6 @@ RECTIFIED_NORMAL_STEPS = {
     7: 0.0308700860403488,
     8: 0.01652923,
 }
-
-# All-zero kernels exist (pruned channels); a step of zero would make them nan.
-SMALLEST_STEP = 2.0**-30
 
 
 def uniq_weight_initial_step(

@@ -44,8 +44,7 @@ def interval_gradients(
     )
 
 
-def _elementwise(x, cotangent, input_scale, edges, thresholds, slopes):
-    """The summands: (n, …) for the segments, (…) for the rest."""
+def _whole(x, cotangent, input_scale, edges, thresholds, slopes):
     column = (slice(None),) + (None,) * x.ndim
     u = input_scale * x
     in_segment = (u > edges[:-1][column]) & (u <= edges[1:][column])
@@ -55,17 +54,12 @@ def _elementwise(x, cotangent, input_scale, edges, thresholds, slopes):
     grad_u = jnp.sum(grad * slopes[column], axis=0)
     code = jnp.sum((u > thresholds[column]).astype(x.dtype), axis=0)
     inside = (u > edges[0]) & (u <= edges[-1])
-    return grad_u, grad, moment, cotangent * code, grad_u * jnp.where(inside, x, 0)
-
-
-def _whole(x, cotangent, input_scale, edges, thresholds, slopes):
-    grad_u, *terms = _elementwise(x, cotangent, input_scale, edges, thresholds, slopes)
-    segments = [jnp.sum(term.reshape(term.shape[0], -1), axis=1) for term in terms[:2]]
-    return (grad_u, *segments, jnp.sum(terms[2]), jnp.sum(terms[3]))
+    segments = [jnp.sum(term.reshape(term.shape[0], -1), axis=1) for term in (grad, moment)]
+    return grad_u, *segments, jnp.sum(cotangent * code), jnp.sum(grad_u * jnp.where(inside, x, 0))
 
 
 def _chunked(x, cotangent, input_scale, edges, thresholds, slopes):
-    shape = x.shape
+    shape, n = x.shape, slopes.size
     # The batch axis stays whole, so that a batch sharded over devices is never gathered.
     batch = shape[0] if x.ndim > 1 else 1
     width = max(x.size // max(batch, 1), 1)
@@ -77,16 +71,34 @@ def _chunked(x, cotangent, input_scale, edges, thresholds, slopes):
     def body(sums, start):
         x_ = jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1)
         cotangent_ = jax.lax.dynamic_slice_in_dim(cotangent, start, chunk, axis=1)
-        grad_u, *terms = _elementwise(x_, cotangent_, input_scale, edges, thresholds, slopes)
+        grad_u, terms = _terms(x_, cotangent_, input_scale, edges, thresholds, slopes)
         return [total + term for total, term in zip(sums, terms)], grad_u
 
-    n = slopes.size
-    zeros = [jnp.zeros((n, batch, chunk), x.dtype)] * 2 + [jnp.zeros((batch, chunk), x.dtype)] * 2
-    starts = jnp.arange(0, width, chunk)
-    sums, grad_u = jax.lax.scan(body, zeros, starts)
-    segments = [jnp.sum(term.reshape(n, -1), axis=1) for term in sums[:2]]
+    zeros = [jnp.zeros((batch, chunk), x.dtype)] * (2 * n + 2)
+    sums, grad_u = jax.lax.scan(body, zeros, jnp.arange(0, width, chunk))
+    sums = jnp.stack([jnp.sum(total) for total in sums])
     grad_u = jnp.moveaxis(grad_u, 0, 1).reshape(shape)
-    return (grad_u, *segments, jnp.sum(sums[2]), jnp.sum(sums[3]))
+    return grad_u, sums[:n], sums[n : 2 * n], sums[-2], sums[-1]
+
+
+def _terms(x, cotangent, input_scale, edges, thresholds, slopes):
+    """The gradient of u, and the summands of the 2n + 2 sums, each of the shape of `x`.
+
+    One array for each sum, not one of n sums: XLA:CPU makes a single loop of these.
+    """
+    u = input_scale * x
+    grads, moments, grad_u, code = [], [], jnp.zeros_like(x), jnp.zeros_like(x)
+    above = u > edges[0]
+    for i in range(slopes.size):
+        above, above_previous = u > edges[i + 1], above
+        in_segment = above_previous & ~above
+        grads.append(jnp.where(in_segment, cotangent, 0))
+        # Outside its segment u may be infinite: choose before multiplying.
+        moments.append(jnp.where(in_segment, cotangent * (u - edges[i]), 0))
+        grad_u = jnp.where(in_segment, cotangent * slopes[i], grad_u)
+        code = code + (u > thresholds[i]).astype(x.dtype)
+    inside = (u > edges[0]) & ~above
+    return grad_u, (*grads, *moments, cotangent * code, jnp.where(inside, grad_u * x, 0))
 
 
 def _chunk_width(width: int, target: int) -> int:

@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from uniq_jax.quantizers import uniform
 from uniq_jax.quantizers.encoding import Encoded, as_codes
-from uniq_jax.quantizers.grid import Grid, check_broadcast, check_floating
-from uniq_jax.quantizers.initial import SMALLEST_STEP, reduction_axes
+from uniq_jax.quantizers.grid import SMALLEST_STEP, Grid, check_broadcast, check_floating
+from uniq_jax.quantizers.initial import reduction_axes
 
 
 def lsq(
@@ -35,8 +35,8 @@ def lsq(
 
     Args:
       x: weights (`signed`) or rectified activations, any shape and floating dtype.
-      step: s, broadcasts against `x`. A step that is zero, negative, infinite or nan makes every
-        value that uses it nan.
+      step: s, broadcasts against `x`. Its magnitude counts, as in
+        `uniq_weight`; inf and nan make every value that uses them nan.
       bits: 1 to 8. One signed bit has the levels −s and 0, as the paper's formula gives them; it
         trains nothing useful: binary networks are what `uniq_weight` is for.
       signed: whether the grid has negative levels.

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from uniq_jax.quantizers import uniform
 from uniq_jax.quantizers.encoding import Encoded, as_codes, compute_dtype, decode, widen
-from uniq_jax.quantizers.grid import Grid, check_bits, check_floating
+from uniq_jax.quantizers.grid import SMALLEST_STEP, Grid, check_bits, check_floating
 from uniq_jax.quantizers.interval_sums import interval_gradients
 
 MAX_THRESHOLD_BITS = 5
@@ -291,6 +291,7 @@ def _encode_weight(w: jax.Array, bits: int, channel_axis: int) -> Encoded:
     magnitude = jnp.abs(widen(w, compute_dtype(w)))
     step = 2.0 ** (2 - bits) * _mean_of_others(magnitude, channel_axis)
     # A channel of zeros has no scale; any step codes it, and the scale 0 makes it zero again.
+    step = jnp.where(step < SMALLEST_STEP, 0, step)
     codes, scale, offset = uniform.encode(w, jnp.where(step == 0, 1, step), Grid.symmetric(bits))
     return Encoded(codes, jnp.where(step == 0, 0, scale), offset)
 

@@ -15,7 +15,7 @@ from uniq_jax.quantizers.grid import check_bits
 
 def packed_size(count: int, bits: int) -> int:
     """Bytes that `count` codes of `bits` bits take."""
-    return math.ceil(count * check_bits(bits) / 8)
+    return (count * check_bits(bits) + 7) // 8
 
 
 def pack_codes(codes: ArrayLike, *, bits: int) -> np.ndarray:

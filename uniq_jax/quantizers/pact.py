@@ -40,8 +40,8 @@ def pact_activation(
 
     Args:
       x: activations of any shape and floating dtype.
-      clip: c, broadcasts against `x`. A clip that is zero, negative, infinite or nan makes every
-        value that uses it nan.
+      clip: c, broadcasts against `x`. Its magnitude counts, as that
+        of a step of c/n in `uniq_weight`; inf and nan make every value that uses them nan.
       bits: 1 to 8.
       gradient: "paper" or "reference".
 
@@ -110,11 +110,13 @@ def _pact_bwd(grid, gradient, residuals, cotangent):
     x, clip = residuals
     dtype = compute_dtype(x, clip)
     x_, clip_, cotangent_ = widen(x, dtype), clip.astype(dtype), cotangent.astype(dtype)
-    slope = (x_ >= clip_).astype(dtype)
+    magnitude = jnp.abs(clip_)
+    slope = (x_ >= magnitude).astype(dtype)
     if gradient == "reference":
         slope = slope + _encode(x, clip, grid).codes / grid.max_code
-    grad_x = jnp.where((x_ > 0) & (x_ < clip_), cotangent_, 0)
+    grad_x = jnp.where((x_ > 0) & (x_ < magnitude), cotangent_, 0)
     grad_clip = uniform.sum_to_shape(cotangent_ * slope, clip.shape)
+    grad_clip = jnp.where(clip_ < 0, -grad_clip, grad_clip)
     return grad_x.astype(x.dtype), grad_clip.astype(clip.dtype)
 
 

@@ -16,20 +16,25 @@ import jax
 import jax.numpy as jnp
 
 from uniq_jax.quantizers.encoding import Encoded, compute_dtype, decode, widen
-from uniq_jax.quantizers.grid import Grid
+from uniq_jax.quantizers.grid import SMALLEST_STEP, Grid
 
 
-def valid_step(step: jax.Array) -> jax.Array:
-    """`step` where it is positive and finite, else nan, which then reaches every value.
+def usable_step(step: jax.Array) -> jax.Array:
+    """The step that counts: `max(|step|, 2**-30)`, and nan for nan, inf and what is near inf.
 
-    So are steps above 2**126 (float32), whose reciprocal a compiler may flush to zero.
+    An optimizer may push a small step through zero. Its magnitude counts, so that it comes back on
+    the other side instead of ending the training; the gradient carries its sign. Steps above 2**126
+    (in float32), whose reciprocal is denormal, count as infinite: whether denormal numbers are
+    flushed to zero is the backend's choice.
     """
-    return jnp.where((step > 0) & (step <= 1 / jnp.finfo(step.dtype).tiny), step, jnp.nan)
+    magnitude = jnp.abs(step)
+    usable = magnitude <= 1 / jnp.finfo(step.dtype).tiny
+    return jnp.where(usable, jnp.maximum(magnitude, SMALLEST_STEP), jnp.nan)
 
 
 def uniform_codes(x: jax.Array, step: jax.Array, grid: Grid) -> jax.Array:
     """Codes `round_half_even(clip(x / step + offset, 0, n))`, in the dtype of x; nan marks nan."""
-    step = valid_step(step)
+    step = usable_step(step)
     # Clipped before the division: XLA makes a/(b·step) of an x that is a/b, and b·step may be 0.
     code = jnp.round(jnp.clip(x, *_clip_range(step, grid)) / step + grid.offset)
     above = step * (code + (0.5 - grid.offset))
@@ -57,7 +62,7 @@ def encode(x: jax.Array, step: jax.Array, grid: Grid) -> Encoded:
     """Codes in floating point (nan kept) with their scale and offset."""
     dtype = compute_dtype(x, step)
     step = step.astype(dtype)
-    return Encoded(uniform_codes(widen(x, dtype), step, grid), valid_step(step), grid.offset)
+    return Encoded(uniform_codes(widen(x, dtype), step, grid), usable_step(step), grid.offset)
 
 
 def shared_by(x: jax.Array, step: jax.Array) -> int:
@@ -95,6 +100,7 @@ def _fake_quantize_bwd(grid, step_weight, residuals, cotangent):
     # `where` and not a product with the mask: outside, x / step may be infinite.
     slope = codes - offset - jnp.where(mask > 0, mask * (x_ / scale), 0)
     grad_step = step_weight * sum_to_shape(cotangent_ * slope, step.shape)
+    grad_step = jnp.where(step < 0, -grad_step, grad_step)
     return (cotangent_ * mask).astype(x.dtype), grad_step.astype(step.dtype)
 
 

@@ -36,8 +36,9 @@ def uniq_weight(
 
     Args:
       w: weights of any shape and floating dtype.
-      step: Δ, broadcasts against `w`: one number, or one for each channel on any axis. A step that
-        is zero, negative, infinite or nan makes every value that uses it nan.
+      step: Δ, broadcasts against `w`: one number, or one for each channel on any axis. What counts
+        is max(|Δ|, 2**-30), so that a step which an optimizer pushes through zero goes on as its
+        magnitude (its gradient carries the sign); inf and nan make every value that uses them nan.
       bits: 1 to 8.
       gradient_scale: whether the step's gradient carries the factor g.
 
@@ -93,8 +94,8 @@ def uniq_activation(
 
     Args:
       x: activations of any shape and floating dtype.
-      step: Δ, broadcasts against `x`. A step that is zero, negative, infinite or nan makes every
-        value that uses it nan.
+      step: Δ, broadcasts against `x`. Its magnitude counts, as in
+        `uniq_weight`; inf and nan make every value that uses them nan.
       bits: 1 to 8.
       signed: quantize on the symmetric grid of `uniq_weight`, gradient scale included: for inputs
         that are not rectified (a network's first layer, MobileNet's linear bottlenecks).

@@ -136,7 +136,7 @@ class Checkpoints:
         metadata = self._manager.item_metadata(step).state
         found = {name: tuple(array.shape) for name, array in metadata.tree.items()}
         _check_same(self._directory / str(step), found, wanted)
-        restored = self._manager.restore(
+        restored: Any = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore()

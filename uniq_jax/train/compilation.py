@@ -3,6 +3,7 @@
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -30,7 +31,8 @@ def enable_compilation_cache() -> None:
     They go to `uniq_jax` in the user's cache directory ($XDG_CACHE_HOME, else ~/.cache); where that
     cannot be written, nothing is kept.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir is not None:
         return
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     directory = Path(root, "uniq_jax", "compiled")

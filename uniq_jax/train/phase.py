@@ -112,8 +112,7 @@ def train_phase(
         def report(step: int, metrics: Mapping[str, jax.Array]) -> None:
             if step % spec.log_every_steps == 0 or step == total_steps:
                 values = {name: float(value) for name, value in metrics.items()}
-                rate = float(program.rate(step - 1))
-                writer.write(phase.name, step, {**values, "learning_rate": rate})
+                writer.write(phase.name, step, values)
                 if not math.isfinite(values["loss"]):
                     raise DivergedError(
                         f"the loss of phase {phase.name!r} is {values['loss']} at step {step}; its "

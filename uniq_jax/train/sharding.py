@@ -1,6 +1,6 @@
 """The mesh, and where arrays lie on it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
-def create_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+def create_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with the axes "data" and "model" over all devices.
 
     Args:

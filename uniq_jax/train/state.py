@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,8 @@ def train_step(
       batch: "image", uint8 (batch, height, width, channels), and "label", int32 (batch,).
 
     Returns:
-      The next state, and the step's "loss" (mean cross entropy), "accuracy", "gradient_norm".
+      The next state, and the step's "loss" (mean cross entropy), "accuracy", "gradient_norm"
+      and "learning_rate".
     """
 
     def loss_of(params: Arrays):
@@ -120,12 +121,13 @@ def train_step(
     metrics = {
         "loss": loss,
         "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"]),
-        "gradient_norm": optax.global_norm(grads),
+        "gradient_norm": optax.tree.norm(grads),
+        "learning_rate": jnp.asarray(program.rate(state.step)),
     }
     return (
         TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=cast(Arrays, optax.apply_updates(state.params, updates)),
             statistics=statistics,
             opt_state=opt_state,
         ),
