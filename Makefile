@@ -15,7 +15,7 @@ PYTHON ?=
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo demo-plan test lint format types accuracy update-constraints clean
+.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -52,6 +52,12 @@ types: $(DEV) ## pyright
 
 accuracy: $(DEV) ## the slow tests: whole trainings, minutes to hours
 	@$(RUN) -m pytest -m slow --durations=10
+
+accuracy-digits: $(DEV) ## the README's accuracies: digits at 2 and 1 bit, 3 seeds each
+	@$(RUN) -m pytest -q -m slow tests/test_accuracy.py
+
+cifar: $(DEV) ## two epochs of CIFAR-10, killed and resumed (needs UNIQ_JAX_SHARED)
+	@$(RUN) -m pytest -q -m slow tests/test_cifar10.py
 
 update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'

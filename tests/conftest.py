@@ -33,20 +33,24 @@ def cifar10_dir(shared_dir, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory) -> dict[str, str]:
-    """Environment with which child processes share compiled programs."""
+def quick_compilation(tmp_path_factory) -> dict[str, str]:
+    """Environment of child processes: compiled programs are shared, and hardly optimized.
+
+    Most of the time of a short training is compilation.
+    """
     return {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
 
 
 @pytest.fixture
-def run_main(compilation_cache):
+def run_main(quick_compilation):
     """Runs the command as a user does: `run_main("--config=…", env={…})`, a finished process."""
 
     def run(*arguments: str, env: dict[str, str] | None = None, **options):
-        environment = {**os.environ, **compilation_cache, **(env or {})}
+        environment = {**os.environ, **quick_compilation, **(env or {})}
         command = [sys.executable, "-m", "uniq_jax.main", *map(str, arguments)]
         return subprocess.run(
             command,

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from uniq_jax import config as c
-from uniq_jax.spec import ConfigError, RunSpec
+from uniq_jax.spec import ConfigError, RunSpec, differences, to_json
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -34,8 +34,8 @@ def test_every_config_file_is_valid_and_documented(path):
     assert source.startswith('"""')
     assert "python -m uniq_jax.main" in source
     # What is written to config.json comes back unchanged.
-    plain = c.to_json(spec)
-    assert c.differences(json.loads(json.dumps(plain)), plain) == []
+    plain = to_json(spec)
+    assert differences(json.loads(json.dumps(plain)), plain) == []
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -119,10 +119,10 @@ def test_arguments_have_the_type_of_their_default():
 
 
 def test_differences_name_keys_and_both_values():
-    old, new = c.to_json(c.run_spec(digits())), c.to_json(c.run_spec(digits()))
+    old, new = to_json(c.run_spec(digits())), to_json(c.run_spec(digits()))
     new["data"]["batch_size"] = 7
     new["phases"][0]["weight_bits"] = 3
-    assert c.differences(old, new) == [
+    assert differences(old, new) == [
         "config.data.batch_size: 128 there, 7 now",
         "config.phases[0].weight_bits: 2 there, 3 now",
     ]

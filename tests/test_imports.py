@@ -23,8 +23,9 @@ ALLOWED_ROOMS = {
     "data": (),
     "spec": (),
     "config": ("spec",),
-    "train": BELOW_TRAIN,
     "deploy": ("quantizers", "nn", "models"),
+    # A run ends with what its network costs where it is deployed.
+    "train": (*BELOW_TRAIN, "deploy"),
     "plots": ("quantizers",),
     "report": ("quantizers", "plots"),
     "main": (*BELOW_TRAIN, "config", "train", "deploy", "plots", "report"),

@@ -48,15 +48,14 @@ def test_parameter_counts(name, options, count):
     assert sum(v.size for v in leaves) == count
 
 
-@pytest.mark.parametrize("size", [8, 28, 32])
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "size"),
     [
-        ("resnet20", {"shortcut": "A"}),
-        ("resnet20", {"shortcut": "B"}),
-        ("resnet32", {}),
-        ("preact_resnet20", {}),
-        ("preact_resnet32", {}),
+        *(("resnet20", {"shortcut": "A"}, size) for size in (8, 28, 32)),
+        *(("resnet20", {"shortcut": "B"}, size) for size in (8, 28, 32)),
+        *(("preact_resnet20", {}, size) for size in (8, 28, 32)),
+        ("resnet32", {}, 28),
+        ("preact_resnet32", {}, 28),
     ],
 )
 def test_images_of_every_size(name, options, size):
@@ -70,7 +69,8 @@ def test_images_of_every_size(name, options, size):
 
     assert shapes(run).shape == (2, 7)
     assert shapes(run).dtype == jnp.float32
-    assert shapes(lambda: run(jnp.bfloat16)).dtype == jnp.bfloat16
+    if size == 8:
+        assert shapes(lambda: run(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("name", ["resnet20", "preact_resnet20"])

@@ -236,6 +236,24 @@ def test_narrow_dtypes(options, input_dtype):
         np.testing.assert_allclose(evaluated, trained, rtol=0, atol=0.03 * np.abs(trained).max())
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_kernel_is_quantized_before_it_is_narrowed(mode):
+    """Just above a threshold, which bfloat16 would round it to."""
+    layer = QuantLinear(
+        4,
+        1,
+        dtype=jnp.bfloat16,
+        kernel_init=nnx.initializers.constant(1 + 2**-12),
+        weight=UniqWeight(2),
+        activation=UniqActivation(2),
+        rngs=nnx.Rngs(0),
+    )
+    layer.weight_quantizer.step[...] = jnp.float32(1)
+    layer.activation_quantizer.step[...] = jnp.float32(1)
+    getattr(layer, mode)()
+    assert layer(jnp.ones((1, 4))) == 4 * 1.5
+
+
 def test_evaluation_in_bfloat16_rounds_the_exact_sum_once():
     """Also where the sum is asked for in bfloat16, in which it would not be exact."""
     layer = QuantLinear(

@@ -317,6 +317,8 @@ def test_every_option_of_a_linear_layer_is_kept(options):
     quantized.weight_quantizer = None
     np.testing.assert_array_equal(quantized(X), wanted)
     assert quantized(X).dtype == wanted.dtype
+    for key in ("use_bias", "dtype", "param_dtype", "precision", "preferred_element_type"):
+        assert getattr(quantized, key) == getattr(layer, key)
 
 
 def test_metadata_of_parameters_is_kept():

@@ -323,14 +323,14 @@ TWINS = {
 DISTINCT = tuple(row for row in ROWS if row.name not in TWINS)
 
 
-def cases(*widths, rows=ROWS):
-    """Parameters (row, bits), for each row the widths that it has."""
+def cases(*widths, twins=()):
+    """Parameters (row, bits): for each row the widths that it has; for twins those of their own."""
     return pytest.mark.parametrize(
         ("row", "bits"),
         [
             pytest.param(row, bits, id=f"{row.name}-{bits}bit")
-            for row in rows
-            for bits in widths
+            for row in ROWS
+            for bits in (twins if row.name in TWINS else widths)
             if bits <= row.maximum_bits
         ],
     )

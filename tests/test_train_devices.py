@@ -44,8 +44,8 @@ def check(method):
     assert len(batches[0]["image"].sharding.device_set) == len(jax.devices())
     if method != "float":
         state = start.calibrate(program, state, batches[:3], 3)
-    # Fresh batch-norm biases are 0, and a mean of a few low-bit sums may equal one of them exactly:
-    # the ReLU's gradient there hangs on the last bit. Parameters that were trained have no such tie.
+    # Fresh batch-norm biases are 0, and a mean of a few low-bit sums may equal one of them
+    # exactly: the ReLU's gradient there hangs on the last bit. Trained parameters have no such tie.
     rng = np.random.default_rng(0)
     moved = {p: v + 0.01 * rng.standard_normal(v.shape) for p, v in state.params.items()}
     placed = {p: jax.device_put(v, state.params[p].sharding) for p, v in moved.items()}
@@ -77,14 +77,15 @@ print(json.dumps({"devices": len(jax.devices()), "methods": results}))
 """
 
 
-def test_one_device_and_four_agree(tmp_path, compilation_cache):
+def test_one_device_and_four_agree(tmp_path, quick_compilation):
     results, arrays = [], []
     for devices in (1, 4):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = quick_compilation["XLA_FLAGS"]
+        flags += f" --xla_force_host_platform_device_count={devices}"
         out = tmp_path / f"{devices}.npz"
         child = subprocess.run(
             [sys.executable, "-c", CHILD, str(out)],
-            env={**os.environ, **compilation_cache, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            env={**os.environ, **quick_compilation, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             cwd=pathlib.Path(__file__).parents[1],
             capture_output=True,
             text=True,

@@ -1,11 +1,11 @@
 """Low-bit neural networks in JAX: learned quantizers, their training, exact integer networks.
 
-    uniq_jax.quantizers    pure functions of arrays; needs jax and numpy only
-    uniq_jax.nn            Flax NNX layers that own learned quantizer state
-    uniq_jax.quantize      quantizes any NNX model by rules (uniq_jax.rules)
-    uniq_jax.calibrate     initial quantizer parameters from weights and data
-    uniq_jax.models        the networks of the papers
-    uniq_jax.main          the command: trains and evaluates as a config file says
+uniq_jax.quantizers    pure functions of arrays; needs jax and numpy only
+uniq_jax.nn            Flax NNX layers that own learned quantizer state
+uniq_jax.quantize      quantizes any NNX model by rules (uniq_jax.rules)
+uniq_jax.calibrate     initial quantizer parameters from weights and data
+uniq_jax.models        the networks of the papers
+uniq_jax.main          the command: trains and evaluates as a config file says
 """
 
 import importlib

@@ -141,42 +141,12 @@ def run_spec(config: ml_collections.ConfigDict) -> RunSpec:
             )
         phases.append(_section(PhaseSpec, values.pop(name), f"config.{name}", name=name))
     values.pop("phases")
+    # A phase may be left out on the command line: its section stays in the file.
+    for name in [n for n, v in values.items() if isinstance(v, Mapping) and "method" in v]:
+        _section(PhaseSpec, values.pop(name), f"config.{name}", name=name)
     spec = _section(RunSpec, values, "config", phases=tuple(phases))
     check(spec)
     return spec
-
-
-def to_json(spec: RunSpec) -> dict[str, Any]:
-    """The spec as plain dicts and lists, for config.json."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, tuple | list):
-            return [plain(inner) for inner in value]
-        return value
-
-    return plain(dataclasses.asdict(spec))
-
-
-def differences(old: Any, new: Any, prefix: str = "config") -> list[str]:
-    """The keys whose values differ between two results of `to_json`, with both values."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            line
-            for key in keys
-            for line in differences(
-                old.get(key, "(absent)"), new.get(key, "(absent)"), f"{prefix}.{key}"
-            )
-        ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [
-            line
-            for i, (a, b) in enumerate(zip(old, new))
-            for line in differences(a, b, f"{prefix}[{i}]")
-        ]
-    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} now"]
 
 
 def _section(cls: type, values: Any, prefix: str, **given: Any) -> Any:

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run(console: Console) -> None:
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    path, _, _ = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config (={path!r}) is not a file")
     spec = run_spec(_CONFIG.value)
@@ -98,8 +98,8 @@ def run() -> None:
     sys.modules["__main__"].__doc__ = __doc__
     for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__]):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    # Orbax logs every step of a checkpoint; what concerns the user is printed here.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax logs every step of a checkpoint, and its errors twice; they are printed here.
+    logging.set_verbosity(logging.FATAL)
     app.run(main, flags_parser=_parse_flags)
 
 

@@ -1,13 +1,17 @@
 """Codes and their levels: the one decoder that every quantizer shares."""
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 
-class Encoded(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Encoded:
     """What a quantizer makes of an array, before it becomes floating-point values again.
 
     Attributes:
@@ -15,12 +19,18 @@ class Encoded(NamedTuple):
         In a floating dtype a code is nan where the input, or a learned scalar, was nan or not
         allowed; in uint8, which has no nan, such a code is 0.
       scale: the distance of two levels, float32 (or wider), broadcasts against `codes`.
-      offset: 0 (activations), n/2 (weights) or 2**(bits−1) (signed LSQ).
+      offset: 0 (activations), n/2 (weights) or 2**(bits−1) (signed LSQ); static under JAX's
+        transformations.
+
+    Unpacks into the three, in this order.
     """
 
     codes: jax.Array
     scale: jax.Array
-    offset: float
+    offset: float = dataclasses.field(metadata={"static": True})
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.codes, self.scale, self.offset))
 
 
 def decode(encoded: Encoded, *, dtype: DTypeLike | None = None) -> jax.Array:

@@ -54,8 +54,14 @@ def _whole(x, cotangent, input_scale, edges, thresholds, slopes):
     grad_u = jnp.sum(grad * slopes[column], axis=0)
     code = jnp.sum((u > thresholds[column]).astype(x.dtype), axis=0)
     inside = (u > edges[0]) & (u <= edges[-1])
-    segments = [jnp.sum(term.reshape(term.shape[0], -1), axis=1) for term in (grad, moment)]
-    return grad_u, *segments, jnp.sum(cotangent * code), jnp.sum(grad_u * jnp.where(inside, x, 0))
+    axes = tuple(range(1, x.ndim + 1))
+    return (
+        grad_u,
+        jnp.sum(grad, axis=axes),
+        jnp.sum(moment, axis=axes),
+        jnp.sum(cotangent * code),
+        jnp.sum(grad_u * jnp.where(inside, x, 0)),
+    )
 
 
 def _chunked(x, cotangent, input_scale, edges, thresholds, slopes):
@@ -63,7 +69,8 @@ def _chunked(x, cotangent, input_scale, edges, thresholds, slopes):
     # The batch axis stays whole, so that a batch sharded over devices is never gathered.
     batch = shape[0] if x.ndim > 1 else 1
     width = max(x.size // max(batch, 1), 1)
-    chunk = _chunk_width(width, max(_CHUNK // max(batch, 1), 1))
+    # Columns of fewer elements than these are no longer read as whole lines of the cache.
+    chunk = _chunk_width(width, max(_CHUNK // max(batch, 1), 16))
     if x.size == 0 or chunk == width:
         return _whole(x, cotangent, input_scale, edges, thresholds, slopes)
     x, cotangent = x.reshape(batch, width), cotangent.reshape(batch, width)

@@ -4,9 +4,10 @@
 XLA turns a division by one number into a multiplication by its reciprocal, and fuses a product and
 a sum into one rounding, or not, depending on what surrounds them. Near a threshold that moves a
 code. So the quotient only proposes a code, and comparisons decide: threshold i is
-`step * (i - 1/2 - offset)`, one product, rounded once, on every backend and in every context, and
-x on a threshold goes to the even code (round half to even). The same array and step thus have the
-same codes inside a training step, alone, and in the frozen network.
+`step * (i - 1/2 - offset)`, one product, rounded once, whatever surrounds it, and x on a threshold
+goes to the even code (round half to even). The same array and step thus have the same codes inside
+a training step, alone, and in the frozen network. (Denormal x are left to the backend, which may
+take them for zero.)
 """
 
 import functools

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from uniq_jax import config, deploy
-from uniq_jax.spec import PhaseSpec, RunSpec
+from uniq_jax import deploy
+from uniq_jax.spec import PhaseSpec, RunSpec, differences, to_json
 from uniq_jax.train import start
 from uniq_jax.train.checkpoints import Checkpoints, read_model
 from uniq_jax.train.logs import MetricsWriter, write_json
@@ -50,7 +50,7 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
     is_first = jax.process_index() == 0
     if is_first:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / CONFIG_FILE, config.to_json(spec))
+        write_json(workdir / CONFIG_FILE, to_json(spec))
     outcomes: dict[str, Outcome] = {}
     with MetricsWriter(workdir, tensorboard=spec.tensorboard, enabled=is_first) as writer:
         for phase in spec.phases:
@@ -110,7 +110,7 @@ def _check_workdir(spec: RunSpec, workdir: Path) -> None:
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
-    changed = config.differences(json.loads(path.read_text()), config.to_json(spec))
+    changed = differences(json.loads(path.read_text()), to_json(spec))
     if changed:
         shown = "\n  ".join(changed[:10])
         raise ValueError(
