@@ -122,7 +122,8 @@ def test_options_of_gradients_make_a_difference():
 
     def gradient(method):
         parameters = {"clip": jnp.float32(2)} if "clip" in method.parameter_types else {}
-        grads = jax.grad(lambda *a: jnp.sum(method.quantize(*a)), argnums=(0, 1))(x, parameters)
+        function = jax.grad(lambda *a: jnp.sum(method.quantize(*a)), argnums=(0, 1))
+        grads = jax.jit(function)(x, parameters)
         return np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)])
 
     assert np.any(gradient(nn.N2uqWeight(2)) != gradient(nn.N2uqWeight(2, "clipped")))
