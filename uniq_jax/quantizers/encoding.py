@@ -25,8 +25,8 @@ class Encoded:
     Unpacks into the three, in this order.
     """
 
-    codes: jax.Array
-    scale: jax.Array
+    codes: Any  # An array of JAX or NumPy, or what JAX's transformations put in its place.
+    scale: Any
     offset: float = dataclasses.field(metadata={"static": True})
 
     def __iter__(self) -> Iterator[Any]:
