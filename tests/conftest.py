@@ -47,11 +47,14 @@ def quick_compilation(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def run_main(quick_compilation):
-    """Runs the command as a user does: `run_main("--config=…", env={…})`, a finished process."""
+    """Runs the command as a user does: `run_main("--config=…", env={…})`, a finished process.
 
-    def run(*arguments: str, env: dict[str, str] | None = None, **options):
+    `prefix` is a command that runs the one that follows it.
+    """
+
+    def run(*arguments: str, env: dict[str, str] | None = None, prefix: tuple[str, ...] = ()):
         environment = {**os.environ, **quick_compilation, **(env or {})}
-        command = [sys.executable, "-m", "uniq_jax.main", *map(str, arguments)]
+        command = [*prefix, sys.executable, "-m", "uniq_jax.main", *map(str, arguments)]
         return subprocess.run(
             command,
             cwd=pathlib.Path(__file__).parents[1],
@@ -59,7 +62,6 @@ def run_main(quick_compilation):
             capture_output=True,
             text=True,
             check=False,
-            **options,
         )
 
     return run

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import resource
 import shutil
 import signal
 import subprocess
@@ -259,12 +258,8 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(
 ):
     """Files may grow to 20 kB here: logs fit, checkpoints don't."""
     workdir = tmp_path / "run"
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    process = run_main(f"--config={config_file}", f"--workdir={workdir}", preexec_fn=limit)
+    limited = ("sh", "-c", 'ulimit -f 40; exec "$@"', "sh")  # In blocks of 512 bytes.
+    process = run_main(f"--config={config_file}", f"--workdir={workdir}", prefix=limited)
     assert process.returncode == 1
     # Orbax's own threads may complain on stderr besides.
     assert f"error: cannot write a checkpoint to {workdir}" in " ".join(process.stderr.split())
