@@ -5,6 +5,7 @@ which functions of `uniq_jax.quantizers` they go into; the layers of NNX and Lin
 parameters. One description can thus serve any number of layers.
 """
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -22,7 +23,7 @@ ParameterTypes = Mapping[str, type[QuantizerParam]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(abc.ABC):
     """What every method has. `kind` is its name in configs and tables.
 
     Attributes:
@@ -38,50 +39,50 @@ class Method:
         Grid.unsigned(self.bits)
 
     @property
+    @abc.abstractmethod
     def grid(self) -> Grid:
         """The levels that codes stand for."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def quantize(self, x: jax.Array, parameters: Parameters) -> jax.Array:
         """The fake-quantized `x`, with the method's gradients."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def encode(self, x: jax.Array, parameters: Parameters, dtype: DTypeLike) -> Encoded:
         """The codes of `x` with their scale and offset."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightMethod(Method):
     """A method for weights, whose parameters start from the weights themselves."""
 
+    @abc.abstractmethod
     def initial(self, w: jax.Array, channel_axis: int) -> dict[str, jax.Array]:
         """The learned parameters' first values for the weights `w`."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class ActivationMethod(Method):
     """A method for activations, whose parameters start from calibration batches."""
 
+    @abc.abstractmethod
     def statistic(self, x: jax.Array) -> jax.Array:
         """One number, shape (), of a batch of activations; over batches the largest counts."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def from_statistic(self, statistic: jax.Array) -> dict[str, jax.Array]:
         """The learned parameters' first values for the largest statistic seen."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def initial(self, dtype: DTypeLike = jnp.float32) -> dict[str, jax.Array]:
-        """Values before any calibration: those for a unit normal behind a ReLU."""
-        statistic = jnp.asarray(self._unit_statistic(), dtype)
-        return self.from_statistic(statistic)
-
-    def _unit_statistic(self) -> float:
-        raise NotImplementedError
+        """Values before any calibration: those for a unit normal (behind a ReLU if unsigned)."""
 
 
 Granularity = Literal["layer", "channel"]
+
+
+def _unit_step(bits: int, signed: bool = False) -> float:
+    return quantizers.optimal_step(bits, "normal" if signed else "rectified_normal")
 
 
 def _check_granularity(granularity: str) -> None:
@@ -208,9 +209,8 @@ class UniqActivation(ActivationMethod):
     def from_statistic(self, statistic):
         return {"step": statistic}
 
-    def _unit_statistic(self):
-        distribution = "normal" if self.signed else "rectified_normal"
-        return quantizers.optimal_step(self.bits, distribution)
+    def initial(self, dtype: DTypeLike = jnp.float32):
+        return {"step": jnp.asarray(_unit_step(self.bits, self.signed), dtype)}
 
     def quantize(self, x, parameters):
         return quantizers.uniq_activation(x, parameters["step"], bits=self.bits, signed=self.signed)
@@ -243,8 +243,8 @@ class LsqActivation(ActivationMethod):
     def from_statistic(self, statistic):
         return {"step": statistic}
 
-    def _unit_statistic(self):
-        return quantizers.optimal_step(self.bits, "normal" if self.signed else "rectified_normal")
+    def initial(self, dtype: DTypeLike = jnp.float32):
+        return {"step": jnp.asarray(_unit_step(self.bits, self.signed), dtype)}
 
     def quantize(self, x, parameters):
         return quantizers.lsq(x, parameters["step"], bits=self.bits, signed=self.signed)
@@ -324,8 +324,8 @@ class PactActivation(ActivationMethod):
     def from_statistic(self, statistic):
         return {"clip": statistic}
 
-    def _unit_statistic(self):
-        return quantizers.optimal_step(self.bits, "rectified_normal") * self.grid.max_code
+    def initial(self, dtype: DTypeLike = jnp.float32):
+        return {"clip": jnp.asarray(_unit_step(self.bits) * self.grid.max_code, dtype)}
 
     def quantize(self, x, parameters):
         return quantizers.pact_activation(
