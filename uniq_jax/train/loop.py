@@ -16,6 +16,7 @@ from uniq_jax.train import start
 from uniq_jax.train.checkpoints import Checkpoints, read_model
 from uniq_jax.train.logs import MetricsWriter, write_json
 from uniq_jax.train.phase import Outcome, train_phase
+from uniq_jax.train.progress import say
 from uniq_jax.train.result import RESULT_FILE, Result
 from uniq_jax.train.run import Run
 from uniq_jax.train.state import TrainState
@@ -38,7 +39,7 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
     """
     _check_workdir(spec, workdir)
     if (workdir / RESULT_FILE).exists():
-        console.print(f"{workdir} holds the finished run; nothing is left to train", soft_wrap=True)
+        say(console, f"{workdir} holds the finished run; nothing is left to train")
         return Result.read(workdir)
     run = Run(spec)
     # Nothing is written before every network was built once, and the float parameters read.
@@ -93,11 +94,13 @@ def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]
         directory = workdir / phase.name / "checkpoints"
         if not directory.is_dir():
             continue
-        with contextlib.closing(Checkpoints(directory, note=console.print)) as checkpoints:
+        with contextlib.closing(
+            Checkpoints(directory, note=functools.partial(say, console))
+        ) as checkpoints:
             restored = checkpoints.restore(_abstract_state(run, phase))
         if restored is not None:
             step, state, _ = restored
-            console.print(f"{phase.name}: step {step} of {run.total_steps(phase)}")
+            say(console, f"{phase.name}: step {step} of {run.total_steps(phase)}")
             return run.evaluator(run.program(phase))(state.params, state.statistics)
     raise FileNotFoundError(f"workdir (={str(workdir)!r}) has no checkpoint to evaluate")
 

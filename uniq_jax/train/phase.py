@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from uniq_jax.spec import PhaseSpec
 from uniq_jax.train import start
 from uniq_jax.train.checkpoints import Checkpoints, Progressed
 from uniq_jax.train.logs import MetricsWriter, write_json
-from uniq_jax.train.progress import Progress
+from uniq_jax.train.progress import Progress, say
 from uniq_jax.train.run import Run
 from uniq_jax.train.state import Program, TrainState
 
@@ -72,17 +73,18 @@ def train_phase(
       DivergedError: if the loss is no longer finite.
     """
     spec, program, total_steps = run.spec, run.program(phase), run.total_steps(phase)
+    note = functools.partial(say, console)
     with contextlib.ExitStack() as stack:
         latest = stack.enter_context(
-            contextlib.closing(Checkpoints(directory / "checkpoints", note=console.print))
+            contextlib.closing(Checkpoints(directory / "checkpoints", note=note))
         )
         best = stack.enter_context(
-            contextlib.closing(Checkpoints(directory / "best", keep=1, note=console.print))
+            contextlib.closing(Checkpoints(directory / "best", keep=1, note=note))
         )
         restored = latest.restore(start.abstract_state(run.builder(phase), program, run.mesh))
         if restored is not None:
             first_step, state, before = restored
-            console.print(f"{phase.name}: resumes at step {first_step} of {total_steps}")
+            say(console, f"{phase.name}: resumes at step {first_step} of {total_steps}")
         else:
             first_step, state = 0, _first_state(run, phase, program, directory, source, console)
             before = Progressed(data={}, best_accuracy=-1.0, seconds=seconds_before)
@@ -163,11 +165,11 @@ def _first_state(
     state = start.fresh_state(run.builder(phase), program, run.mesh)
     if source is not None:
         state, report = start.take(source(), state)
-        console.print(f"{phase.name}: starts from trained parameters: {report.summary()}")
+        say(console, f"{phase.name}: starts from trained parameters: {report.summary()}")
         if jax.process_index() == 0:
             write_json(directory / START_FILE, dataclasses.asdict(report))
     if phase.calibration_batches and not phase.is_float:
-        console.print(f"{phase.name}: calibrates on {phase.calibration_batches} batches")
+        say(console, f"{phase.name}: calibrates on {phase.calibration_batches} batches")
         with contextlib.closing(run.train_batches()) as batches:
             placed = (run.place(batch) for batch in batches)
             state = start.calibrate(program, state, placed, phase.calibration_batches)

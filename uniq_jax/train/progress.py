@@ -98,7 +98,7 @@ class Progress:
 
     def note(self, message: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, message)
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:
@@ -144,6 +144,11 @@ class Progress:
         first_s, first_step = self._marks[0]
         steps, elapsed_s = self._latest[0] - first_step, self._latest_s - first_s
         return steps / elapsed_s if steps > 0 and elapsed_s > 0 else None
+
+
+def say(console: Console, message: str) -> None:
+    """Prints a line as it is: paths in it are neither folded nor taken for markup."""
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _make_bar(console: Console) -> RichProgress:
