@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from flax import nnx
 
 from uniq_jax import interop, models, rules
 from uniq_jax.models.blocks import batch_norm, convolution
-from uniq_jax.models.cifar_resnet import BasicBlock
+from uniq_jax.models.resnet import BasicBlock
 from uniq_jax.quantization import quantize
 
 
@@ -157,13 +158,25 @@ def test_a_shortcut_and_a_name_that_are_none():
 
 
 def test_every_name_is_the_network_it_says():
+    kinds = {
+        "alexnet": models.AlexNet,
+        "mobilenet_v2": models.MobileNetV2,
+        "vit_s16": models.VisionTransformer,
+    }
     for name, make in models.MODELS.items():
-        kind = models.CifarPreactResNet if name.startswith("preact") else models.CifarResNet
+        if name in kinds:
+            assert make is kinds[name]
+            continue
+        shape, depth = re.fullmatch(r"(preact_)?resnet(\d+)", name).groups()
+        small = int(depth) % 6 == 2 and depth != "50"
+        kind = {
+            (True, False): models.CifarResNet,
+            (True, True): models.CifarPreactResNet,
+            (False, False): models.ResNet,
+            (False, True): models.PreactResNet,
+        }[small, bool(shape)]
         assert make.func is kind
-        assert name.endswith(f"resnet{make.args[0]}")
-    assert {"resnet20", "resnet32", "resnet56", "preact_resnet20", "preact_resnet32"} <= set(
-        models.MODELS
-    )
+        assert make.args == (int(depth),)
 
 
 def split_with(build, arrays, dtype):

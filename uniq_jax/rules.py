@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Literal
 
 from uniq_jax.nn import (
@@ -10,13 +11,14 @@ from uniq_jax.nn import (
     LsqWeight,
     N2uqActivation,
     N2uqWeight,
+    PactActivation,
     UniqActivation,
     UniqWeight,
     WeightMethod,
 )
 
 # Where networks, ours and others', keep the layers that the papers treat apart.
-FIRST = r"conv1|conv_init|conv_stem|stem|stem/conv"
+FIRST = r"conv1|conv_init|conv_stem|stem|stem/conv|patch_embed|patch_embed/proj"
 LAST = r"fc|linear|head|classifier|output"
 SHORTCUT = r".*(downsample|shortcut|identity_conv|conv_proj).*"
 
@@ -54,6 +56,9 @@ def uniq(
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     granularity: Literal["layer", "channel"] = "layer",
+    quantize_shortcut: bool = True,
+    signed: str | None = None,
+    signed_last: bool = False,
     first: str = FIRST,
     last: str = LAST,
     shortcut: str = SHORTCUT,
@@ -69,19 +74,31 @@ def uniq(
       weight_bits: 1 to 8.
       activation_bits: 1 to 8.
       granularity: "layer" for one weight step a layer, "channel" for one an output channel.
+      quantize_shortcut: whether shortcut convolutions are quantized too (at one bit they never
+        are).
+      signed: regular expression of the paths of layers whose inputs are not rectified, the linear
+        bottlenecks of MobileNet-V2 for example: they get the signed grid.
+      signed_last: whether the last layer's input is not rectified.
       first: regular expression of the first layer's path.
       last: regular expression of the last layer's path.
       shortcut: regular expression of the shortcut convolutions' paths.
+
+    Raises:
+      ValueError: if a width is missing or out of range, or `granularity` is unknown.
     """
     weight_bits, activation_bits = _widths(bits, weight_bits, activation_bits)
-    weight = UniqWeight(weight_bits, granularity)
-    body = Rule(".*", weight, UniqActivation(activation_bits))
+
+    def layer(path: str, widths: tuple[int, int], is_signed: bool = False) -> Rule:
+        return Rule(path, UniqWeight(widths[0], granularity), UniqActivation(widths[1], is_signed))
+
     if min(weight_bits, activation_bits) == 1:
-        return [Rule(first), Rule(last), Rule(shortcut, optional=True), body]
+        ends = [Rule(first), Rule(last)]
+    else:
+        ends = [layer(first, (8, 8), True), layer(last, (8, 8), signed_last)]
     return [
-        Rule(first, UniqWeight(8, granularity), UniqActivation(8, signed=True)),
-        Rule(last, UniqWeight(8, granularity), UniqActivation(8)),
-        body,
+        *ends,
+        *_shortcut(shortcut, quantize_shortcut, weight_bits, activation_bits),
+        *_body(layer, weight_bits, activation_bits, signed),
     ]
 
 
@@ -91,6 +108,7 @@ def n2uq(
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     quantize_shortcut: bool = True,
+    pact: str | None = None,
     first: str = FIRST,
     last: str = LAST,
     shortcut: str = SHORTCUT,
@@ -103,55 +121,25 @@ def n2uq(
       activation_bits: 1 to 5.
       quantize_shortcut: whether shortcut convolutions are quantized too (at one bit they never
         are).
+      pact: regular expression of the paths of layers whose input PACT quantizes, with the
+        gradients of N2UQ's program: the last convolution of its MobileNet-V2.
       first: regular expression of the first layer's path.
       last: regular expression of the last layer's path.
       shortcut: regular expression of the shortcut convolutions' paths.
+
+    Raises:
+      ValueError: if a width is missing or out of range.
     """
     weight_bits, activation_bits = _widths(bits, weight_bits, activation_bits)
-    rules = [Rule(first), Rule(last)]
-    if not quantize_shortcut or min(weight_bits, activation_bits) == 1:
-        rules.append(Rule(shortcut, optional=True))
-    return [*rules, Rule(".*", N2uqWeight(weight_bits), N2uqActivation(activation_bits))]
-
-
-def lsq(
-    bits: int | None = None,
-    *,
-    weight_bits: int | None = None,
-    activation_bits: int | None = None,
-    first: str = FIRST,
-    last: str = LAST,
-) -> list[Rule]:
-    """LSQ's treatment of a network: 8 bits for the first and last layer, low-bit all others.
-
-    Args:
-      bits: width of weights and activations, unless given apart.
-      weight_bits: 1 to 8.
-      activation_bits: 1 to 8.
-      first: regular expression of the first layer's path.
-      last: regular expression of the last layer's path.
-    """
-    weight_bits, activation_bits = _widths(bits, weight_bits, activation_bits)
-    return [
-        Rule(first, LsqWeight(8), LsqActivation(8, signed=True)),
-        Rule(last, LsqWeight(8), LsqActivation(8)),
-        Rule(".*", LsqWeight(weight_bits), LsqActivation(activation_bits)),
+    weight = N2uqWeight(weight_bits)
+    rules = [
+        Rule(first),
+        Rule(last),
+        *_shortcut(shortcut, quantize_shortcut, weight_bits, activation_bits),
     ]
-
-
-def _widths(bits: int | None, weight_bits: int | None, activation_bits: int | None):
-    if bits is None and (weight_bits is None or activation_bits is None):
-        raise ValueError(
-            "bits, or both weight_bits and activation_bits, must be given; "
-            f"got bits={bits}, weight_bits={weight_bits}, activation_bits={activation_bits}"
-        )
-    widths = (
-        weight_bits if weight_bits is not None else bits,
-        activation_bits if activation_bits is not None else bits,
-    )
-    assert widths[0] is not None
-    assert widths[1] is not None
-    return widths[0], widths[1]
+    if pact is not None:
+        rules.append(Rule(pact, weight, PactActivation(activation_bits, gradient="reference")))
+    return [*rules, Rule(".*", weight, N2uqActivation(activation_bits))]
 
 
 def uniq_n2uq(
@@ -160,6 +148,7 @@ def uniq_n2uq(
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     granularity: Literal["layer", "channel"] = "layer",
+    quantize_shortcut: bool = True,
     first: str = FIRST,
     last: str = LAST,
     shortcut: str = SHORTCUT,
@@ -171,17 +160,94 @@ def uniq_n2uq(
       weight_bits: 1 to 8.
       activation_bits: 1 to 5.
       granularity: as in `uniq`.
+      quantize_shortcut: as in `uniq`.
       first: regular expression of the first layer's path.
       last: regular expression of the last layer's path.
       shortcut: regular expression of the shortcut convolutions' paths.
+
+    Raises:
+      ValueError: if a width is missing or out of range, or `granularity` is unknown.
     """
     weight_bits, activation_bits = _widths(bits, weight_bits, activation_bits)
-    *ends, body = uniq(
+    *others, body = uniq(
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         granularity=granularity,
+        quantize_shortcut=quantize_shortcut,
         first=first,
         last=last,
         shortcut=shortcut,
     )
-    return [*ends, dataclasses.replace(body, activation=N2uqActivation(activation_bits))]
+    return [*others, dataclasses.replace(body, activation=N2uqActivation(activation_bits))]
+
+
+def lsq(
+    bits: int | None = None,
+    *,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+    granularity: Literal["layer", "channel"] = "layer",
+    quantize_shortcut: bool = True,
+    signed: str | None = None,
+    signed_last: bool = False,
+    first: str = FIRST,
+    last: str = LAST,
+    shortcut: str = SHORTCUT,
+) -> list[Rule]:
+    """LSQ's treatment of a network: 8 bits for the first and last layer, low-bit all others.
+
+    Args:
+      bits: width of weights and activations, unless given apart.
+      weight_bits: 1 to 8.
+      activation_bits: 1 to 8.
+      granularity: "layer", as in the paper, or "channel", of weight steps.
+      quantize_shortcut: whether shortcut convolutions are quantized too.
+      signed: as in `uniq`.
+      signed_last: as in `uniq`.
+      first: regular expression of the first layer's path.
+      last: regular expression of the last layer's path.
+      shortcut: regular expression of the shortcut convolutions' paths.
+
+    Raises:
+      ValueError: if a width is missing or out of range, or `granularity` is unknown.
+    """
+    weight_bits, activation_bits = _widths(bits, weight_bits, activation_bits)
+
+    def layer(path: str, widths: tuple[int, int], is_signed: bool = False) -> Rule:
+        return Rule(path, LsqWeight(widths[0], granularity), LsqActivation(widths[1], is_signed))
+
+    return [
+        layer(first, (8, 8), True),
+        layer(last, (8, 8), signed_last),
+        *([] if quantize_shortcut else [Rule(shortcut, optional=True)]),
+        *_body(layer, weight_bits, activation_bits, signed),
+    ]
+
+
+def _widths(
+    bits: int | None, weight_bits: int | None, activation_bits: int | None
+) -> tuple[int, int]:
+    weights = bits if weight_bits is None else weight_bits
+    activations = bits if activation_bits is None else activation_bits
+    if weights is None or activations is None:
+        raise ValueError(
+            "bits, or both weight_bits and activation_bits, must be given; "
+            f"got bits={bits}, weight_bits={weight_bits}, activation_bits={activation_bits}"
+        )
+    return weights, activations
+
+
+def _shortcut(path: str, is_quantized: bool, weight_bits: int, activation_bits: int) -> list[Rule]:
+    if is_quantized and min(weight_bits, activation_bits) > 1:
+        return []
+    return [Rule(path, optional=True)]
+
+
+def _body(
+    layer: Callable[..., Rule], weight_bits: int, activation_bits: int, signed: str | None
+) -> list[Rule]:
+    widths = weight_bits, activation_bits
+    if signed is None:
+        return [layer(".*", widths)]
+    # Where every input is signed, nothing is left for the last rule.
+    return [layer(signed, widths, True), dataclasses.replace(layer(".*", widths), optional=True)]

@@ -1,8 +1,9 @@
 """The layers that the networks are made of, with the constants of both papers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from flax import nnx
 
 # PyTorch's initialization of residual networks: a normal of variance 2 / fan_out.
@@ -10,16 +11,22 @@ _he_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def convolution(
-    in_features: int, features: int, size: int, stride: int, **options: Any
+    in_features: int,
+    features: int,
+    size: int,
+    stride: int,
+    padding: int | None = None,
+    **options: Any,
 ) -> nnx.Conv:
-    """A square convolution without bias, padded alike on both sides by size // 2."""
+    """A square convolution without bias, padded alike on both sides, by size // 2 if not given."""
+    padding = size // 2 if padding is None else padding
     return nnx.Conv(
         in_features,
         features,
         (size, size),
         strides=(stride, stride),
         # Not "SAME", which pads unevenly where the stride is 2, and PyTorch's networks do not.
-        padding=[(size // 2, size // 2)] * 2,
+        padding=[(padding, padding)] * 2,
         use_bias=False,
         kernel_init=_he_fan_out,
         **options,
@@ -32,11 +39,16 @@ def batch_norm(features: int, **options: Any) -> nnx.BatchNorm:
 
 
 def dense(in_features: int, features: int, **options: Any) -> nnx.Linear:
-    """A fully connected layer with bias."""
+    """A fully connected layer, with bias unless `use_bias` says otherwise."""
     return nnx.Linear(in_features, features, **options)
 
 
-def stages(
+def max_pool(x: jax.Array) -> jax.Array:
+    """The largest of every 3x3 window, two apart, padded alike on both sides."""
+    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+
+
+def cifar_stages(
     block: Callable[..., nnx.Module], depth: int, width: int, **options: Any
 ) -> list[nnx.List]:
     """Three stages of (depth − 2) / 6 blocks; the second and third halve the image."""
@@ -44,12 +56,32 @@ def stages(
         raise ValueError(
             f"depth (={depth}) must be 6n + 2 with n at least 1: 8, 14, 20, 32, 44, 56"
         )
-    built, in_features = [], width
-    for stage in range(3):
-        features, blocks = width * 2**stage, nnx.List([])
-        for i in range((depth - 2) // 6):
+    return _stages(block, [(depth - 2) // 6] * 3, width, width, **options)
+
+
+_IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+def imagenet_stages(block: Any, depth: int, width: int, **options: Any) -> list[nnx.List]:
+    """Four stages, as many blocks each as `depth` says; all but the first halve the image."""
+    return _stages(block, _IMAGENET_BLOCKS[depth], width, width * block.expansion, **options)
+
+
+def _stages(
+    block: Callable[..., nnx.Module],
+    counts: Sequence[int],
+    in_features: int,
+    features: int,
+    **options: Any,
+) -> list[nnx.List]:
+    """Stages of `counts` blocks; each has twice the channels and half the image of the last."""
+    built = []
+    for stage, count in enumerate(counts):
+        blocks = nnx.List([])
+        for i in range(count):
             stride = 2 if stage > 0 and i == 0 else 1
             blocks.append(block(in_features, features, stride, **options))
             in_features = features
         built.append(blocks)
+        features *= 2
     return built

@@ -10,32 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from uniq_jax.models.blocks import batch_norm, convolution, dense, stages
-
-
-class PreactBlock(nnx.Module):
-    """bn–relu–conv twice, plus the shortcut, which starts behind the first relu.
-
-    Args:
-      in_features, features: channels of the input and of the output.
-      stride: of the first convolution, and of the shortcut's.
-    """
-
-    def __init__(self, in_features: int, features: int, stride: int, **options: Any):
-        self.bn1 = batch_norm(in_features, **options)
-        self.conv1 = convolution(in_features, features, 3, stride, **options)
-        self.bn2 = batch_norm(features, **options)
-        self.conv2 = convolution(features, features, 3, 1, **options)
-        changes = stride != 1 or in_features != features
-        self.downsample = nnx.data(
-            convolution(in_features, features, 1, stride, **options) if changes else None
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = nnx.relu(self.bn1(x))
-        shortcut = x if self.downsample is None else self.downsample(y)
-        y = self.conv1(y)
-        return self.conv2(nnx.relu(self.bn2(y))) + shortcut
+from uniq_jax.models.blocks import batch_norm, cifar_stages, convolution, dense
+from uniq_jax.models.preact_resnet import PreactBlock
 
 
 class CifarPreactResNet(nnx.Module):
@@ -66,7 +42,7 @@ class CifarPreactResNet(nnx.Module):
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.conv1 = convolution(in_features, width, 3, 1, **options)
-        self.layer1, self.layer2, self.layer3 = stages(PreactBlock, depth, width, **options)
+        self.layer1, self.layer2, self.layer3 = cifar_stages(PreactBlock, depth, width, **options)
         self.bn = batch_norm(4 * width, **options)
         self.fc = dense(4 * width, num_classes, **options)
 

@@ -11,51 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from uniq_jax.models.blocks import batch_norm, convolution, dense, stages
-
-
-class BasicBlock(nnx.Module):
-    """conv–bn–relu–conv–bn, plus the shortcut, then relu.
-
-    Args:
-      in_features, features: channels of the input and of the output.
-      stride: of the first convolution.
-      shortcut: where shapes differ, "A" subsamples the input and pads its channels with zeros, "B"
-        is a 1x1 convolution with batch norm.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        features: int,
-        stride: int,
-        *,
-        shortcut: Literal["A", "B"],
-        **options: Any,
-    ):
-        self.conv1 = convolution(in_features, features, 3, stride, **options)
-        self.bn1 = batch_norm(features, **options)
-        self.conv2 = convolution(features, features, 3, 1, **options)
-        self.bn2 = batch_norm(features, **options)
-        self.stride = stride
-        self.extra_features = features - in_features
-        changes = stride != 1 or in_features != features
-        projects = changes and shortcut == "B"
-        self.downsample = nnx.data(
-            convolution(in_features, features, 1, stride, **options) if projects else None
-        )
-        self.downsample_bn = nnx.data(batch_norm(features, **options) if projects else None)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = nnx.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        if self.downsample is not None and self.downsample_bn is not None:
-            x = self.downsample_bn(self.downsample(x))
-        else:
-            before = self.extra_features // 2
-            x = x[:, :: self.stride, :: self.stride]
-            x = jnp.pad(x, [(0, 0)] * 3 + [(before, self.extra_features - before)])
-        return nnx.relu(x + y)
+from uniq_jax.models.blocks import batch_norm, cifar_stages, convolution, dense
+from uniq_jax.models.resnet import BasicBlock
 
 
 class CifarResNet(nnx.Module):
@@ -91,7 +48,7 @@ class CifarResNet(nnx.Module):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.conv1 = convolution(in_features, width, 3, 1, **options)
         self.bn1 = batch_norm(width, **options)
-        self.layer1, self.layer2, self.layer3 = stages(
+        self.layer1, self.layer2, self.layer3 = cifar_stages(
             BasicBlock, depth, width, shortcut=shortcut, **options
         )
         self.linear = dense(4 * width, num_classes, **options)
