@@ -18,6 +18,7 @@ ALLOWED_ROOMS = {
     "nn": ("quantizers",),
     "rules": ("nn", "quantizers"),
     "quantization": ("rules", "nn", "quantizers"),
+    "summarize": ("quantization", "rules", "nn", "quantizers"),
     # A network of the papers is a float one and the rules of its method.
     "models": ("quantization", "rules", "nn"),
     "interop": ("models", "nn"),

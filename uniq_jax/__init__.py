@@ -4,6 +4,7 @@ uniq_jax.quantizers    pure functions of arrays; needs jax and numpy only
 uniq_jax.nn            Flax NNX layers that own learned quantizer state
 uniq_jax.quantize      quantizes any NNX model by rules (uniq_jax.rules)
 uniq_jax.calibrate     initial quantizer parameters from weights and data
+uniq_jax.summary       shapes, widths, operations and bytes, layer by layer
 uniq_jax.models        the networks of the papers
 uniq_jax.main          the command: trains and evaluates as a config file says
 """
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from uniq_jax.nn import calibrate as calibrate
     from uniq_jax.quantization import quantize as quantize
     from uniq_jax.rules import Rule as Rule
+    from uniq_jax.summarize import summary as summary
 
 __version__ = "0.1.0"
 
@@ -23,6 +25,7 @@ _LAZY = {
     "Rule": "uniq_jax.rules",
     "calibrate": "uniq_jax.nn",
     "quantize": "uniq_jax.quantization",
+    "summary": "uniq_jax.summarize",
 }
 _ROOMS = ("config", "data", "deploy", "interop", "models", "nn", "quantizers", "rules", "train")
 

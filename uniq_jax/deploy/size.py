@@ -1,14 +1,13 @@
 """Bytes of a network, in float32 and with its codes packed."""
 
 import dataclasses
+import math
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from uniq_jax.nn import QuantConv, QuantizerParam, QuantLinear
-from uniq_jax.quantizers import pack_codes
+from uniq_jax.nn import QuantizerParam
+from uniq_jax.nn.size import packed_kernel_bytes
 
 _FLOAT_BYTES = 4
 
@@ -28,19 +27,17 @@ class Size:
 
 
 def model_size(model: nnx.Module) -> Size:
-    """Measures a model: its quantized kernels are encoded and packed, and the bytes counted."""
+    """Counts a model's bytes from shapes and widths; its arrays may be ShapeDtypeStructs."""
     float_bytes = packed_bytes = 0
     packed_kernels = {}
-    for path, module in nnx.iter_modules(model):
-        if isinstance(module, QuantConv | QuantLinear) and module.weight_quantizer is not None:
-            quantizer: Any = module.weight_quantizer
-            codes, scale, _ = quantizer.encode(module.kernel[...], dtype=jnp.uint8)
-            packed = pack_codes(np.asarray(codes), bits=quantizer.method.bits)
-            # A learned step is counted among the variables below.
-            scales = 0 if quantizer.parameters else scale.size * _FLOAT_BYTES
-            packed_kernels[*path, "kernel"] = packed.nbytes + scales
+    modules: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
+    for path, module in modules:
+        quantizer = getattr(module, "weight_quantizer", None)
+        if quantizer is not None:
+            kernel = module.kernel.get_value()
+            packed_kernels[*path, "kernel"] = packed_kernel_bytes(quantizer, kernel)
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.RngState))):
-        size = variable[...].size * _FLOAT_BYTES
+        size = math.prod(variable.get_value().shape) * _FLOAT_BYTES
         float_bytes += 0 if isinstance(variable, QuantizerParam) else size
         packed_bytes += packed_kernels.get(path, size)
     return Size(float_bytes=float_bytes, packed_bytes=packed_bytes)
