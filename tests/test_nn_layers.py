@@ -1,4 +1,4 @@
-"""Quantized layers against `nnx.Conv` and `nnx.Linear` on quantized operands."""
+"""Quantized layers against the float layers on quantized operands."""
 
 import dataclasses
 import functools
@@ -17,10 +17,20 @@ from uniq_jax.nn import (
     N2uqWeight,
     PactActivation,
     QuantConv,
+    QuantEinsum,
     QuantLinear,
+    QuantLinearGeneral,
     UniqActivation,
     UniqWeight,
+    calibrate,
 )
+
+QUANTIZED = {
+    nnx.Conv: QuantConv,
+    nnx.Einsum: QuantEinsum,
+    nnx.Linear: QuantLinear,
+    nnx.LinearGeneral: QuantLinearGeneral,
+}
 
 METHODS = {
     "uniq1": (UniqWeight(1), UniqActivation(1)),
@@ -77,13 +87,13 @@ class Case:
     methods: tuple
     shape: tuple
     dtype: Any = jnp.float32
+    channel_axes: tuple = (-1,)
 
     def build(self):
         options = {"kernel_init": numbers, "bias_init": numbers, **self.options}
         plain = self.plain_class(*self.arguments, **options, rngs=nnx.Rngs(3))
         weight, activation = self.methods
-        quant_class = {nnx.Conv: QuantConv, nnx.Linear: QuantLinear}[self.plain_class]
-        layer = quant_class(
+        layer = QUANTIZED[self.plain_class](
             *self.arguments, **options, weight=weight, activation=activation, rngs=nnx.Rngs(3)
         )
         return plain, layer
@@ -115,7 +125,24 @@ def of_quantizer(arrays, name):
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
-def reference(plain, methods, arrays, x):
+def by_channel(quantize, kernel, parameters, axes):
+    """`quantize` of the kernel as a matrix that has the channels along its last axis."""
+    if axes == (-1,):
+        return quantize(kernel, parameters)
+    others = [axis for axis in range(-kernel.ndim, 0) if axis not in axes]
+
+    def matrix(array):
+        taps = np.prod([array.shape[axis] for axis in others], dtype=int)
+        return jnp.moveaxis(array, axes, range(-len(axes), 0)).reshape(taps, -1)
+
+    result = quantize(
+        matrix(kernel), {k: matrix(v) if v.ndim else v for k, v in parameters.items()}
+    )
+    shape = [kernel.shape[axis] for axis in (*others, *axes)]
+    return jnp.moveaxis(result.reshape(shape), range(-len(axes), 0), axes)
+
+
+def reference(plain, methods, arrays, x, channel_axes=(-1,)):
     """The float layer on operands that the methods' functions have quantized."""
     plain = nnx.clone(plain)
     if isinstance(plain, nnx.Conv) and plain.padding in ("CIRCULAR", "REFLECT"):
@@ -128,7 +155,8 @@ def reference(plain, methods, arrays, x):
     weight, activation = methods
     kernel = arrays["kernel"]
     if weight is not None:
-        kernel = weight.quantize(kernel, of_quantizer(arrays, "weight"))
+        parameters = of_quantizer(arrays, "weight")
+        kernel = by_channel(weight.quantize, kernel, parameters, channel_axes)
     if activation is not None:
         x = activation.quantize(x, of_quantizer(arrays, "activation"))
     plain.kernel[...] = kernel
@@ -162,7 +190,9 @@ def check(case, *, tolerance=2e-6, mode="train"):
 
         got = value_and_gradients(layer_function, arrays, x)
         wanted = value_and_gradients(
-            lambda arrays, x: reference(plain, case.methods, arrays, x), arrays, x
+            lambda arrays, x: reference(plain, case.methods, arrays, x, case.channel_axes),
+            arrays,
+            x,
         )
         layer.eval()
         return got, wanted, layer(x)
@@ -190,6 +220,179 @@ def test_every_method_has_values_and_gradients_of_the_float_layer(name):
     check(linear_case(METHODS[name]))
     if name != "uniq2":
         check(conv_case("strided", METHODS[name]))
+
+
+# Class, arguments, options, input shape, and the kernel's axes that the output has.
+GENERAL = {
+    "heads": (nnx.LinearGeneral, (7, (2, 3)), {}, (3, 5, 7), (-2, -1)),
+    "merged-heads": (nnx.LinearGeneral, ((2, 3), 5), {"axis": (-2, -1)}, (4, 2, 3), (-1,)),
+    "outer-axes": (nnx.LinearGeneral, ((4, 3), (2, 5)), {"axis": (0, -1)}, (4, 2, 3), (-2, -1)),
+    "batch": (nnx.LinearGeneral, (7, (2, 3)), {"batch_axis": {0: 4}}, (4, 5, 7), (-4, -2, -1)),
+    "einsum": (nnx.Einsum, ("nta, hab -> nthb", (2, 7, 3), (2, 3)), {}, (3, 5, 7), (-3, -1)),
+    "einsum-moved": (nnx.Einsum, ("...a,abc->c...b", (7, 2, 3)), {}, (3, 5, 7), (-2, -1)),
+    "einsum-batch": (nnx.Einsum, ("bta,bac->btc", (3, 7, 4), (3, 4)), {}, (3, 5, 7), (-3, -1)),
+    "einsum-alone": (nnx.Einsum, ("ta,ab->t", (7, 4)), {}, (5, 7), ()),
+}
+GENERAL_METHODS = {
+    "channel": (UniqWeight(2, "channel"), UniqActivation(2, signed=True)),
+    "layer": (LsqWeight(3), LsqActivation(3)),
+    "n2uq2": METHODS["n2uq2"],
+    "digits": (UniqWeight(8, "channel"), UniqActivation(8)),
+}
+
+
+def general_case(name, methods, **more):
+    kind, arguments, options, shape, channel_axes = GENERAL[name]
+    return Case(kind, arguments, {**options, **more}, methods, shape, channel_axes=channel_axes)
+
+
+@pytest.mark.parametrize("name", GENERAL)
+def test_layers_with_several_axes_have_values_and_gradients_of_the_float_ones(name):
+    case = general_case(name, GENERAL_METHODS["channel"])
+    check(case)
+    _, layer = case.build()
+    kept = {axis % layer.kernel.ndim for axis in case.channel_axes}
+    assert layer.weight_quantizer.step.shape == tuple(
+        size if axis in kept else 1 for axis, size in enumerate(layer.kernel.shape)
+    )
+    # Each channel's first step is that of its weights alone.
+    kernel = np.moveaxis(np.asarray(layer.kernel[...]), sorted(kept), range(-len(kept), 0))
+    stds = kernel.reshape(-1, layer.weight_quantizer.step.size).std(axis=0, ddof=1)
+    steps = np.asarray(layer.weight_quantizer.step[...]).ravel()
+    np.testing.assert_allclose(steps / stds, steps[0] / stds[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("methods", ["layer", "n2uq2", "digits"])
+def test_layers_with_several_axes_take_every_method(methods):
+    for name in ("batch", "einsum-moved"):
+        check(general_case(name, GENERAL_METHODS[methods]))
+
+
+@pytest.mark.parametrize("name", ["heads", "batch", "einsum-moved"])
+@pytest.mark.parametrize("methods", ["channel", "n2uq2", "layer"])
+def test_codes_of_kernels_with_several_axes_decode_to_the_quantized_kernel(name, methods):
+    _, layer = general_case(name, GENERAL_METHODS[methods]).build()
+    codes, scale, offset = layer.weight_quantizer.encode(layer.kernel[...])
+    assert codes.shape == layer.kernel.shape
+    wanted = layer.weight_quantizer(layer.kernel[...])
+    np.testing.assert_array_equal(scale * (codes.astype(jnp.float32) - offset), wanted)
+
+
+@pytest.mark.parametrize("name", ["heads", "einsum"])
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": jnp.bfloat16}, {"dtype": jnp.bfloat16, "preferred_element_type": jnp.float32}],
+)
+def test_layers_with_several_axes_keep_the_dtype(name, options):
+    case = general_case(name, GENERAL_METHODS["channel"], **options)
+
+    def run(x):
+        plain, layer = case.build()
+        trained = layer(x)
+        layer.eval()
+        return plain(x), trained, layer(x)
+
+    wanted, trained, evaluated = jax.eval_shape(run, case.x)
+    assert wanted == trained == evaluated
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape", "message"),
+    [
+        ("ab,...b->a...", (4, 3), "name each of the kernel's axes"),
+        ("ab,bb->a", (3, 3), "name each of the kernel's axes"),
+        ("abz,bc->ac", (3, 4), "keep the input's axes .* 'z'"),
+        ("...b,bc->c", (3, 4), "keep the input's axes"),
+        ("bc,bc->bc", (3, 4), "sum over an axis of the kernel"),
+    ],
+)
+def test_equations_that_do_not_say_what_an_output_sums_are_errors(equation, shape, message):
+    with pytest.raises(ValueError, match=rf"^einsum_str \(='{equation[:2]}.*must {message}"):
+        QuantEinsum(equation, shape, weight=UniqWeight(2), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_another_equation_in_the_call_keeps_the_kernels_axes(mode):
+    case = general_case("einsum", GENERAL_METHODS["channel"])
+    _, layer = case.build()
+    getattr(layer, mode)()
+    other = layer(case.x, "nta,hab->tnhb")
+    np.testing.assert_allclose(other, layer(case.x).transpose(1, 0, 2, 3), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="must keep the same axes of the kernel as 'nta,hab"):
+        layer(case.x, "nta,hab->ntb")
+
+
+STACKED = {
+    "conv": (lambda **o: nnx.Conv(4, 6, (3, 3), **o), (2, 5, 5, 4), UniqWeight(2, "channel")),
+    "linear": (lambda **o: nnx.Linear(4, 6, **o), (5, 4), LsqWeight(2)),
+    "general": (lambda **o: nnx.LinearGeneral(4, (2, 3), **o), (5, 4), N2uqWeight(2)),
+    "einsum": (
+        lambda **o: nnx.Einsum("ta,hab->htb", (2, 4, 3), **o),
+        (5, 4),
+        UniqWeight(2, "channel"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_stacked_layers_are_the_layers_one_by_one(name):
+    """Initial values, calibration, training values, evaluation and codes."""
+    make, shape, weight = STACKED[name]
+    float_layer = make(kernel_init=numbers, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(float_layer)
+
+    def quantized(factor):
+        layer = nnx.merge(graphdef, jax.tree.map(lambda a: np.asarray(a) * factor(a), state))
+        kind = QUANTIZED[type(layer)]
+        return kind.from_float(layer, weight=weight, activation=N2uqActivation(2))
+
+    factors = np.float32([1, 3, 0.5])
+    together = quantized(lambda a: factors.reshape(-1, *(1,) * a.ndim))
+    singles = [quantized(lambda a, factor=factor: factor) for factor in factors]
+    x = np.random.default_rng(0).normal(0.5, 1, size=(3, *shape)).astype(np.float32)
+    x = jnp.asarray(x * factors.reshape(-1, *(1,) * len(shape)))
+
+    mapped = nnx.vmap(lambda layer, x: layer(x))
+    encode = jax.jit(lambda layer: layer.weight_quantizer.encode(layer.kernel[...]).codes)
+    runs = nnx.jit(mapped), nnx.jit(lambda layer, x: layer(x))
+    calibrate(together, [x, x / 2], apply=mapped)
+    for i, single in enumerate(singles):
+        calibrate(single, [x[i], x[i] / 2])
+        wanted, found = state_dict(single), state_dict(together)
+        assert wanted.keys() == found.keys()
+        for path in wanted:
+            np.testing.assert_allclose(found[path][i], wanted[path], rtol=1e-6, err_msg=path)
+        np.testing.assert_array_equal(encode(together)[i], encode(single))
+    for mode in ("train", "eval"):
+        getattr(together, mode)()
+        values = runs[0](together, x)
+        for i, single in enumerate(singles):
+            getattr(single, mode)()
+            np.testing.assert_allclose(values[i], runs[1](single, x[i]), rtol=0, atol=1e-5)
+
+
+def test_a_kernel_of_another_shape_names_the_shape_it_must_have():
+    layer = nnx.Linear(4, 6, kernel_init=numbers, rngs=nnx.Rngs(0))
+    layer.kernel = nnx.Param(jnp.ones((4, 3, 6)))
+    with pytest.raises(ValueError, match=r"shape \(4, 3, 6\) must have shape \(4, 6\).*first axis"):
+        QuantLinear.from_float(layer, weight=UniqWeight(2))
+
+
+def test_from_float_and_back_is_the_layer():
+    """Attributes that a user has added included, and the padding that is done elsewhere."""
+    layer = nnx.Conv(4, 6, (3,), padding="CAUSAL", kernel_init=numbers, rngs=nnx.Rngs(0))
+    layer.remark = "mine"
+    quantized = QuantConv.from_float(layer, weight=UniqWeight(2), activation=UniqActivation(2))
+    assert quantized.remark == layer.remark
+    assert quantized.kernel is layer.kernel
+    back = quantized.to_float()
+    assert type(back) is nnx.Conv
+    assert vars(back).keys() == vars(layer).keys()
+    assert all(vars(back)[name] is vars(layer)[name] for name in ("kernel", "bias", "padding"))
+    assert nnx.graphdef(back) == nnx.graphdef(layer)
+    built = QuantConv(4, 6, (3,), padding="CAUSAL", kernel_init=numbers, rngs=nnx.Rngs(0))
+    del layer.remark
+    assert nnx.graphdef(built.to_float()) == nnx.graphdef(layer)
 
 
 @pytest.mark.parametrize("name", ["uniq2", "n2uq2"])

@@ -19,7 +19,7 @@ from uniq_jax.nn import (
     UniqWeight,
     calibrate,
 )
-from uniq_jax.quantization import quantize
+from uniq_jax.quantization import dequantize, quantize
 from uniq_jax.rules import Rule
 
 EVERYTHING = [Rule(".*", UniqWeight(2), UniqActivation(2))]
@@ -127,7 +127,7 @@ def test_a_second_time_is_an_error():
 
 
 def test_models_without_layers_and_layers_without_model():
-    with pytest.raises(ValueError, match=r"no nnx\.Conv or nnx\.Linear"):
+    with pytest.raises(ValueError, match=r"\(no nnx\.Conv, nnx\.Linear, .*Einsum\)"):
         quantize(nnx.Sequential(nnx.BatchNorm(3, rngs=nnx.Rngs(0))), EVERYTHING)
     with pytest.raises(ValueError, match=r"not be one \(a Linear\).*nnx\.Sequential"):
         quantize(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), EVERYTHING)
@@ -253,15 +253,61 @@ def test_an_accumulator_that_is_too_narrow_names_the_layer():
     assert methods(model.layers[0]) is None
 
 
-def test_subclasses_are_left_alone():
-    """What a class of somebody else's does in its call, a quantized layer cannot know."""
+class Small(nnx.Linear):
+    """Adds a constructor, and a private method for it."""
 
-    class Own(nnx.Linear):
-        pass
+    def __init__(self, features, rngs):
+        super().__init__(features, features, kernel_init=self._init(), rngs=rngs)
+        self.remark = "small"
 
-    model = nnx.Sequential(Own(6, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 6, rngs=nnx.Rngs(0)))
+    def _init(self):
+        return nnx.initializers.normal(0.1)
+
+
+class Tanh(nnx.Linear):
+    def __call__(self, inputs, out_sharding=None):
+        return jnp.tanh(super().__call__(inputs))
+
+
+class Mixin:
+    def penalty(self):
+        return 0
+
+
+class Penalized(Mixin, nnx.Linear):
+    pass
+
+
+def test_a_subclass_that_adds_a_constructor_is_replaced():
+    model = nnx.Sequential(Small(6, nnx.Rngs(0)))
+    wanted = model(X)
     quantize(model, EVERYTHING)
-    assert type(model.layers[0]) is Own
+    assert type(model.layers[0]) is QuantLinear
+    assert model.layers[0].remark == "small"
+    dequantize(model)
+    assert type(model.layers[0]) is Small
+    np.testing.assert_array_equal(model(X), wanted)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Tanh, "__call__"), (Penalized, "penalty")])
+def test_a_subclass_with_a_call_of_its_own_is_an_error_and_not_passed_over(kind, name):
+    """What somebody else's call does, a quantized layer cannot know."""
+
+    def build():
+        return nnx.Sequential(nnx.Linear(6, 6, rngs=nnx.Rngs(0)), kind(6, 6, rngs=nnx.Rngs(0)))
+
+    model = build()
+    message = rf"^layers/1: {kind.__name__} is a subclass of nnx.Linear with {name} .*'layers/1'"
+    with pytest.raises(TypeError, match=message):
+        quantize(model, EVERYTHING)
+    assert methods(model.layers[0]) is None
+    # As the message says.
+    quantize(model, [Rule("layers/1"), *EVERYTHING])
+    assert [type(layer) for layer in model.layers] == [QuantLinear, kind]
+    model = quantize(build(), [Rule("layers/0", UniqWeight(2))])
+    assert type(model.layers[1]) is kind
+    with pytest.raises(ValueError, match=rf"not be one \(a {kind.__name__}\)"):
+        quantize(build().layers[1], EVERYTHING)
 
 
 CONV_OPTIONS = {
@@ -403,3 +449,85 @@ def test_the_networks_take_every_method():
 
         trained, evaluated = jax.eval_shape(shapes)
         assert trained.shape == evaluated.shape == (2, 3)
+
+
+class Modes(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(6, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 6, rngs=rngs)
+
+
+def test_new_layers_are_in_the_models_mode():
+    def mode_of(change):
+        model = Modes(nnx.Rngs(0))
+        change(model)
+        return quantize(model, [Rule("linear", UniqWeight(2))]).linear.deterministic
+
+    assert mode_of(lambda model: model.eval()) is True
+    assert mode_of(lambda model: model.train()) is False
+    assert mode_of(lambda model: None) is False
+    # Frozen statistics alone don't make an evaluation.
+    assert mode_of(lambda model: model.norm.eval()) is False
+
+    def without_dropout(model):
+        model.norm.eval()
+        del model.dropout
+
+    assert mode_of(without_dropout) is True
+    model = Mlp(nnx.Rngs(0))
+    model.eval()  # Nothing in it has a mode.
+    assert quantize(model, EVERYTHING).stem.deterministic is False
+
+
+@pytest.mark.parametrize("build", [Containers, Shared, Modes])
+def test_dequantize_undoes_quantize(build):
+    model = build(nnx.Rngs(0))
+    graphdef, before = nnx.graphdef(model), flat(model)
+    for _ in range(2):
+        quantize(model, EVERYTHING)
+        assert nnx.graphdef(model) != graphdef
+        assert dequantize(model) is model
+        assert nnx.graphdef(model) == graphdef
+        after = flat(model)
+        assert after.keys() == before.keys()
+    variables = {id(v) for _, v in nnx.iter_graph(model) if isinstance(v, nnx.Param)}
+    fresh = build(nnx.Rngs(0))
+    kept = {id(v) for _, v in nnx.iter_graph(quantize(fresh, EVERYTHING)) if type(v) is nnx.Param}
+    dequantize(fresh)
+    assert kept == {id(v) for _, v in nnx.iter_graph(fresh) if isinstance(v, nnx.Param)}
+    assert len(kept) == len(variables)
+
+
+def test_dequantize_puts_trained_parameters_into_the_float_network():
+    model = quantize(Shared(nnx.Rngs(0)), EVERYTHING)
+    model.first.kernel[...] = model.first.kernel[...] * 2
+    # Split and merged meanwhile, as a training loop does.
+    model = dequantize(nnx.merge(*nnx.split(model)))
+    assert type(model.first) is nnx.Linear
+    assert model.first is model.again is model.list[1]
+    assert model.tied.kernel is model.list[0].kernel
+    wanted = Shared(nnx.Rngs(0))
+    wanted.first.kernel[...] = wanted.first.kernel[...] * 2
+    np.testing.assert_array_equal(model(X), wanted(X))
+
+
+def test_dequantize_makes_layers_float_that_never_were():
+    model = nnx.Sequential(QuantConv(2, 3, (2,), weight=UniqWeight(2), rngs=nnx.Rngs(0)))
+    dequantize(model)
+    float_model = nnx.Sequential(nnx.Conv(2, 3, (2,), rngs=nnx.Rngs(0)))
+    assert nnx.graphdef(model) == nnx.graphdef(float_model)
+
+
+def test_errors_of_dequantize():
+    with pytest.raises(ValueError, match="no quantized layer"):
+        dequantize(Mlp(nnx.Rngs(0)))
+    layer = QuantLinear(2, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"not be one \(a QuantLinear\).*to_float"):
+        dequantize(layer)
+    model = nnx.Sequential(layer)
+    model.tuple = nnx.data((QuantLinear(2, 3, rngs=nnx.Rngs(0)),))
+    with pytest.raises(ValueError, match="tuple/0 lies in a tuple"):
+        dequantize(model)
+    assert model.layers[0] is layer

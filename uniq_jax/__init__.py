@@ -3,6 +3,7 @@
 uniq_jax.quantizers    pure functions of arrays; needs jax and numpy only
 uniq_jax.nn            Flax NNX layers that own learned quantizer state
 uniq_jax.quantize      quantizes any NNX model by rules (uniq_jax.rules)
+uniq_jax.dequantize    puts the float layers back
 uniq_jax.calibrate     initial quantizer parameters from weights and data
 uniq_jax.summary       shapes, widths, operations and bytes, layer by layer
 uniq_jax.models        the networks of the papers
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uniq_jax.nn import calibrate as calibrate
+    from uniq_jax.quantization import dequantize as dequantize
     from uniq_jax.quantization import quantize as quantize
     from uniq_jax.rules import Rule as Rule
     from uniq_jax.summarize import summary as summary
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Rule": "uniq_jax.rules",
     "calibrate": "uniq_jax.nn",
+    "dequantize": "uniq_jax.quantization",
     "quantize": "uniq_jax.quantization",
     "summary": "uniq_jax.summarize",
 }

@@ -1,8 +1,11 @@
 """Flax NNX layers that own learned quantizer state, and the methods they quantize by."""
 
 from uniq_jax.nn.calibrate import calibrate as calibrate
-from uniq_jax.nn.layers import QuantConv as QuantConv
-from uniq_jax.nn.layers import QuantLinear as QuantLinear
+from uniq_jax.nn.conv import QuantConv as QuantConv
+from uniq_jax.nn.einsum import QuantEinsum as QuantEinsum
+from uniq_jax.nn.layer import QuantLayer as QuantLayer
+from uniq_jax.nn.linear import QuantLinear as QuantLinear
+from uniq_jax.nn.linear import QuantLinearGeneral as QuantLinearGeneral
 from uniq_jax.nn.methods import ActivationMethod as ActivationMethod
 from uniq_jax.nn.methods import LsqActivation as LsqActivation
 from uniq_jax.nn.methods import LsqWeight as LsqWeight

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from uniq_jax.nn.layers import _Quantized
-from uniq_jax.nn.quantizer import ActivationQuantizer
+from uniq_jax.nn.layer import QuantLayer
+from uniq_jax.nn.quantizer import ActivationQuantizer, reached
 
 # What model.eval() sets, and what quantized layers go by here.
 _MODES = ("deterministic", "use_running_average", "calibrating")
@@ -25,6 +28,9 @@ def calibrate(
     running maximum), measured in the float network: no quantizer is active meanwhile, so the result
     doesn't depend on the order of layers.
 
+    Layers that `nnx.scan` or `nnx.vmap` has stacked are calibrated one by one. Transforms of JAX
+    itself inside the model lose what a quantizer sees within them, which is an error.
+
     The model runs in evaluation mode, and nothing but quantizer parameters changes: batch-norm
     statistics stay as they are, dropout is off. It comes back in the mode that each of its modules
     was in. Where an error ends calibration, nothing has changed at all.
@@ -39,10 +45,11 @@ def calibrate(
 
     Raises:
       ValueError: if the model has no quantized layer, or `batches` is empty although there are
-        activations to quantize, or an activation is nan or infinite.
+        activations to quantize, or an activation is nan or infinite, or a transform of JAX around
+        a layer keeps what it sees.
     """
     apply = apply or _call
-    layers = [m for _, m in nnx.iter_modules(model) if isinstance(m, _Quantized)]
+    layers = [m for _, m in nnx.iter_modules(model) if isinstance(m, QuantLayer)]
     if not layers:
         raise ValueError("model has no quantized layer; call uniq_jax.quantize on it first")
     watchers = {
@@ -66,19 +73,19 @@ def _watch(
     modes = [
         (m, k, getattr(m, k)) for _, m in nnx.iter_modules(model) for k in _MODES if hasattr(m, k)
     ]
-    for watcher in watchers.values():
-        watcher.start_calibration()
-    count = 0
+    for number, watcher in enumerate(watchers.values()):
+        watcher.start_calibration(number)
+    numbers = []
     try:
         model.eval()
         model.set_attributes(calibrating=True, raise_if_not_found=False)
         for batch in batches:
-            _observe(model, batch, apply)
-            count += 1
-        if count == 0:
+            numbers.append(_observe(model, batch, apply))
+        if not numbers:
             raise ValueError("batches is empty, but activations need at least one to calibrate")
+        touched = set(np.concatenate(numbers).tolist())
         for path, watcher in watchers.items():
-            watcher.check_calibration("/".join(map(str, path)))
+            watcher.check_calibration("/".join(map(str, path)), touched)
     except BaseException:
         for watcher in watchers.values():
             watcher.abandon_calibration()
@@ -86,7 +93,7 @@ def _watch(
     finally:
         for module, name, value in modes:
             setattr(module, name, value)
-    return count
+    return len(numbers)
 
 
 def _call(model: Any, batch: Any) -> Any:
@@ -94,5 +101,11 @@ def _call(model: Any, batch: Any) -> Any:
 
 
 @nnx.jit(static_argnums=2)
-def _observe(model: nnx.Module, batch: Any, apply: Callable[[nnx.Module, Any], Any]) -> None:
-    apply(model, batch)
+def _observe(model: nnx.Module, batch: Any, apply: Callable[[nnx.Module, Any], Any]) -> jax.Array:
+    """Runs the model; returns the numbers of the quantizers that were called."""
+    token = reached.set(found := set())
+    try:
+        apply(model, batch)
+    finally:
+        reached.reset(token)
+    return jnp.asarray(sorted(found), jnp.int32)

@@ -1,5 +1,6 @@
 """The product of a quantized input and a quantized kernel, as NNX and Linen layers evaluate it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,58 @@ import jax.numpy as jnp
 
 from uniq_jax.nn import levels
 from uniq_jax.nn.methods import ActivationMethod, Parameters, WeightMethod
+
+
+def check_methods(weight: WeightMethod | None, activation: ActivationMethod | None) -> None:
+    """Raises a TypeError if one of them is neither None nor a method of its kind."""
+    for name, method, kind in (
+        ("weight", weight, WeightMethod),
+        ("activation", activation, ActivationMethod),
+    ):
+        if method is not None and not isinstance(method, kind):
+            raise TypeError(
+                f"{name} (={method!r}) must be None or one of uniq_jax.nn's methods for "
+                f"{name}s, such as {'UniqWeight' if name == 'weight' else 'UniqActivation'}"
+                "(bits=2)"
+            )
+
+
+def product(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    weight: tuple[WeightMethod, Parameters] | None,
+    activation: tuple[ActivationMethod, Parameters] | None,
+    multiply: Callable[..., jax.Array],
+    *,
+    exact: bool,
+    dtype: Any = None,
+) -> jax.Array:
+    """The product of two operands, each of them quantized or not.
+
+    Args:
+      inputs: in the dtype of the computation.
+      kernel: in its own dtype; outputs along the last axis, and sums over all others.
+      weight: the kernel's method and its learned parameters, or None.
+      activation: the input's method and its learned parameters, or None.
+      multiply: the bilinear map, which takes `preferred_element_type`.
+      exact: whether to multiply integer levels, where both operands have some.
+      dtype: of the product, if not that of `inputs`.
+
+    Raises:
+      ValueError: if the levels' sums could overflow an int32.
+    """
+    if weight is not None and activation is not None:
+        taps = math.prod(kernel.shape[:-1])
+        methods = weight[0], activation[0]
+        levels.check_accumulator(activation[0].grid, weight[0].grid, taps)
+        if exact:
+            return product_of_levels(
+                inputs, kernel, weight[1], activation[1], methods, multiply, taps, dtype
+            )
+    quantized = inputs if activation is None else activation[0].quantize(inputs, activation[1])
+    if weight is not None:
+        kernel = weight[0].quantize(kernel, weight[1])
+    return multiply(quantized, kernel.astype(inputs.dtype), preferred_element_type=dtype)
 
 
 def product_of_levels(
@@ -19,11 +72,16 @@ def product_of_levels(
     multiply: Callable[..., jax.Array],
     taps: int,
     dtype: Any,
+    *,
+    place_scale: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """The product of integer levels, scaled once, with the gradients of that of the values.
 
     Codes have no derivative of their own; a network that is differentiated in evaluation mode (with
     its batch norms frozen, say) takes the one it has in training.
+
+    The kernel's channels lie along its last axis. The product's are expected along its last axis
+    too, unless `place_scale` gives an array of one number for each channel the product's axes.
     """
     weight, activation = methods
 
@@ -48,8 +106,9 @@ def product_of_levels(
             weight_grid=weight.grid,
             taps=taps,
         )
-        # A step for each output channel lies along the kernel's last axis, the output's last too.
         scale = (input_scale * kernel_scale).reshape(-1)
+        if place_scale is not None and scale.size > 1:
+            scale = place_scale(scale)
         return levels.rescale(sums, scale).astype(dtype or inputs.dtype)
 
     evaluate = jax.custom_vjp(of_levels)
