@@ -123,8 +123,8 @@ class RunSpec:
       seed: of parameters, order of examples and augmentation.
       data, model: see there.
       phases: in their order.
-      init_from: parameters to start from: a workdir or checkpoint of this package, or an .npz file
-        of arrays under this package's or PyTorch's names; "" for none.
+      init_from: parameters to start from: a workdir or checkpoint of this package, or a file (of
+        PyTorch, .safetensors or .npz) under this package's or PyTorch's names; "" for none.
       mesh: devices along each axis; -1 for all the rest.
       log_every_steps: how often training loss is logged.
       eval_every_epochs: how often the test set is evaluated; the end always is.

@@ -160,8 +160,8 @@ def read_source(path: str) -> dict[str, np.ndarray]:
     """The arrays that `config.init_from` names, under this package's paths.
 
     Args:
-      path: an .npz file of arrays, named as here or as in PyTorch; a workdir, whose last phase's
-        best checkpoint is taken; a directory of checkpoints; or a checkpoint.
+      path: a file that `interop.read_state_dict` reads, named as here or as in PyTorch; a workdir,
+        whose last phase's best checkpoint is taken; a directory of checkpoints; or a checkpoint.
 
     Raises:
       FileNotFoundError: if there is nothing there.
@@ -171,15 +171,15 @@ def read_source(path: str) -> dict[str, np.ndarray]:
     if not place.exists():
         raise FileNotFoundError(f"config.init_from (={path!r}) does not exist")
     if place.is_file():
-        return interop.read_npz(place)
+        return interop.read_parameters(place)
     for directory in (place, place / "best", place / "quantized/best", place / "float/best"):
         try:
             return checkpoints.read_model(directory)
         except FileNotFoundError:
             continue
     raise FileNotFoundError(
-        f"config.init_from (={path!r}) must be an .npz file, a workdir with a checkpoint in "
-        "PHASE/best, or a directory of checkpoints"
+        f"config.init_from (={path!r}) must be a .pth, .safetensors or .npz file, a workdir "
+        "with a checkpoint in PHASE/best, or a directory of checkpoints"
     )
 
 
