@@ -13,7 +13,9 @@ from uniq_jax.interop.torch_objects import STORAGE_DTYPES
 # torch.load can map files into memory, where storages must begin as elements do.
 _ALIGNMENT = 64
 _HEADER_SIZE = 30  # of an entry of a zip archive, before its name and its extra field
-_STORAGE_NAMES = {dtype: name for name, dtype in reversed(STORAGE_DTYPES.items())}
+# PyTorch has no storage class of their own for its newer dtypes: bytes, and a dtype beside them.
+_UNTYPED = "torch.storage.UntypedStorage"
+_STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items() if name != _UNTYPED}
 _ORDERED_DICT = pickle.GLOBAL + b"collections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
 
 
@@ -42,9 +44,8 @@ def _pickled(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
     yield pickle.PROTO + b"\x02" + _ORDERED_DICT + pickle.MARK
     for i, (name, array) in enumerate(arrays.items()):
         yield _text(name)
-        # PyTorch has no storage class for its newer dtypes: bytes, and a dtype beside them.
-        storage = _STORAGE_NAMES.get(array.dtype.name, "torch.storage.UntypedStorage")
-        is_typed = storage != "torch.storage.UntypedStorage"
+        storage = _STORAGE_NAMES.get(array.dtype.name, _UNTYPED)
+        is_typed = storage != _UNTYPED
         yield _global(f"torch._utils._rebuild_tensor_v{2 if is_typed else 3}")
         yield pickle.MARK
         yield pickle.MARK + _text("storage") + _global(storage) + _text(str(i)) + _text("cpu")
