@@ -8,23 +8,11 @@ The first and last layer have 8 bits. Arguments: `seed`.
 """
 
 from uniq_jax import config as c
+from uniq_jax import recipes
 
 
 def get_config(arg=None):
-    args = c.parse_arg(arg, seed=0)
-    config = c.base()
-    config.seed = args.seed
-    config.data.name = "digits"
-    config.data.batch_size = 64
-    config.data.augment = "crop"
-    config.data.pad_pixels = 1
-    config.model.name = "resnet20"
-    config.phases = ("float", "quantized")
-    config.float = c.phase(
-        "float",
-        total_epochs=15.0,
-        optimizer={"learning_rate": 0.1, "warmup_epochs": 1.0},
-    )
+    config = recipes.digits(arg)
     config.quantized = c.phase(
         "uniq",
         weight_bits=2,

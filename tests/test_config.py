@@ -1,15 +1,36 @@
 """Configs: every file loads, and what is wrong is named."""
 
+import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
+import re
 
 import pytest
+from flax import nnx
 
 from uniq_jax import config as c
+from uniq_jax.nn import QuantConv
 from uniq_jax.spec import ConfigError, RunSpec, differences, to_json
+from uniq_jax.train import start
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+# The rows of both papers: method, data, network and widths.
+ROWS = [
+    *(("n2uq", "imagenet2012", f"resnet{depth}", b) for depth in (18, 34, 50) for b in (2, 3, 4)),
+    ("n2uq", "imagenet2012", "mobilenet_v2", 4),
+    *(("uniq", "imagenet2012", f"preact_resnet{d}", b) for d in (18, 34) for b in (1, 2, 3, 4)),
+    *(("uniq", "imagenet2012", "mobilenet_v2", b) for b in (2, 3, 4)),
+    *(("uniq", "cifar100", "preact_resnet32", b) for b in (1, 2, 3, 4)),
+]
+
+
+def row_file(method, data, network, bits):
+    prefix = ("uniq_" if method == "uniq" else "") + ("cifar100_" if data == "cifar100" else "")
+    stem = f"{prefix}{network}_w{bits}a{bits}"
+    return next(path for path in CONFIGS if path.stem == stem)
 
 
 def load(path, arg=None):
@@ -49,6 +70,120 @@ def test_cifar10_takes_width_and_method(bits, method):
     spec = c.run_spec(load(path, "weight_bits=1,activation_bits=4,float_epochs=2"))
     assert [phase.name for phase in spec.phases] == ["float", "quantized"]
     assert (spec.phases[1].weight_bits, spec.phases[1].activation_bits) == (1, 4)
+
+
+def test_every_row_of_both_papers_has_a_file_that_says_what_it_does():
+    for method, data, network, bits in ROWS:
+        path = row_file(method, data, network, bits)
+        spec = c.run_spec(load(path))
+        (phase,) = spec.phases
+        assert (phase.method, phase.weight_bits, phase.activation_bits) == (method, bits, bits)
+        assert (spec.data.name, spec.model.name) == (data, network)
+        note = " ".join(path.read_text().split())
+        assert f"configs/{path.name}" in note
+        assert f"runs/{path.stem}" in note
+        assert ("Published: top-1" in note) == (method == "n2uq")
+        assert ("Published accuracy: not found by us" in note) == (method == "uniq")
+        # What the note says of the recipe is what the config does.
+        recipe = note[note.index("Recipe") :]
+        epochs, batch, rate = (
+            re.search(pattern, recipe)[1]
+            for pattern in (r"(?:over|,) (\d+) epochs", r"batch (\d+)", r"rate ([\d.e-]+)")
+        )
+        optimizer = phase.optimizer
+        assert (phase.total_epochs, spec.data.batch_size) == (float(epochs), int(batch))
+        assert optimizer.learning_rate == float(rate)
+        assert optimizer.name == {"n2uq": "adam", "uniq": "sgd"}[method]
+        decay = re.search(r"(no decay|decay ([\d.e-]+))", recipe)[2] or 0
+        assert optimizer.weight_decay == float(decay)
+        assert phase.calibration_batches == {"n2uq": 0, "uniq": 100}[method]
+        assert (optimizer.warmup_epochs, optimizer.warmup_learning_rate) == (
+            (5.0, 0.001) if (method, bits) == ("uniq", 1) else (0.0, 0.0)
+        )
+
+
+def build(path, arg=None):
+    """The networks of a config's phases, without arrays."""
+    spec = c.run_spec(load(path, arg))
+    options = {"num_classes": 10, "in_features": 3, "seed": 0}
+    return [
+        nnx.eval_shape(functools.partial(start.build_model, spec.model, phase, **options))
+        for phase in spec.phases
+    ]
+
+
+def widths(model):
+    """Weight and activation width by path; None where it is float."""
+    return {
+        "/".join(map(str, path)): tuple(
+            quantizer and quantizer.method.bits
+            for quantizer in (module.weight_quantizer, module.activation_quantizer)
+        )
+        if isinstance(module, QuantConv)
+        else (None, None)
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nnx.Conv)
+    }
+
+
+@pytest.mark.parametrize("method", ["uniq", "n2uq"])
+def test_a_row_builds_with_quantized_and_with_float_shortcuts(method):
+    path = row_file("n2uq", "imagenet2012", "resnet18", 2)
+    ends = {"uniq": (8, 8), "n2uq": (None, None)}[method]
+    for shortcut, expected in (("", (2, 2)), (",float_shortcut", (None, None))):
+        (model,) = build(path, f"method={method}{shortcut}")
+        found = widths(model)
+        assert found["conv1"] == ends
+        assert found["layer2/0/conv1"] == (2, 2)
+        assert found["layer2/0/downsample"] == expected
+
+
+def test_the_float_phase_has_the_shape_of_the_quantized_one():
+    path = row_file("n2uq", "imagenet2012", "resnet18", 2)
+    floats, quantized = (
+        {
+            path
+            for path in dict(nnx.to_flat_state(nnx.state(model)))
+            if "_quantizer" not in str(path)
+        }
+        for model in build(path, "float_epochs=128")
+    )
+    assert floats == quantized
+    first, second = c.run_spec(load(path, "float_epochs=128")).phases
+    assert first.optimizer == second.optimizer
+    cifar = row_file("uniq", "cifar100", "preact_resnet32", 1)
+    first = c.run_spec(load(cifar, "float_epochs=120")).phases[0]
+    assert (first.optimizer.learning_rate, first.optimizer.weight_decay) == (0.1, 5e-4)
+
+
+def test_mobilenet_rows_build():
+    (model,) = build(row_file("n2uq", "imagenet2012", "mobilenet_v2", 4))
+    assert type(model.conv2.activation_quantizer.method).__name__ == "PactActivation"
+    (model,) = build(row_file("uniq", "imagenet2012", "mobilenet_v2", 4))
+    assert model.blocks[1].conv1.activation_quantizer.method.signed
+    assert not model.blocks[1].conv2.activation_quantizer.method.signed
+
+
+def test_smoke_is_the_same_network_and_recipe_in_short():
+    for row in ROWS:
+        path = row_file(*row)
+        spec, smoke = (c.run_spec(load(path, arg)) for arg in (None, "smoke"))
+        assert smoke.model == spec.model
+        assert (smoke.data.name, smoke.data.data_dir) == ("digits", "")
+        short, whole = smoke.phases[0], spec.phases[0]
+        assert short.total_epochs == 1.0
+        assert short.calibration_batches <= 2
+        shortened = ("total_epochs", "calibration_batches", "optimizer")
+        assert dataclasses.replace(short, **{k: getattr(whole, k) for k in shortened}) == whole
+
+
+def test_a_row_runs(tmp_path, run_main):
+    path = row_file("uniq", "cifar100", "preact_resnet32", 1)
+    process = run_main(
+        f"--config={path}:smoke", "--config.model.name=preact_resnet8", f"--workdir={tmp_path}"
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4
 
 
 @pytest.mark.parametrize(
@@ -95,6 +230,15 @@ def test_n2uq_thresholds_have_a_width_of_their_own():
     assert c.run_spec(config).phases[0].weight_bits == 8
     config.quantized.activation_bits = 6
     with pytest.raises(ConfigError, match=r"activation_bits \(=6\) .*1\.\.5 for method 'n2uq'"):
+        c.run_spec(config)
+
+
+def test_n2uq_weights_have_no_granularity():
+    config = digits()
+    config.quantized.granularity = "channel"
+    assert c.run_spec(config).phases[0].granularity == "channel"
+    config.quantized.method = "n2uq"
+    with pytest.raises(ConfigError, match=r"quantized\.granularity \(='channel'\) must be 'layer'"):
         c.run_spec(config)
 
 

@@ -25,6 +25,7 @@ ALLOWED_ROOMS = {
     "data": (),
     "spec": (),
     "config": ("spec",),
+    "recipes": ("config",),
     "deploy": ("quantizers", "nn", "models"),
     # A run ends with what its network costs where it is deployed.
     "train": (*BELOW_TRAIN, "deploy"),

@@ -93,8 +93,9 @@ class PhaseSpec:
       name: as `phases` lists it; also its directory below the workdir.
       method: "float", "uniq", "n2uq", "uniq_n2uq" (UniQ weights, N2UQ activations) or "lsq".
       weight_bits, activation_bits: 1 to 8 (N2UQ activations: 5); 32 in a float phase.
-      granularity: of weight steps, "layer" or "channel".
-      quantize_shortcut: whether N2UQ quantizes shortcut convolutions.
+      granularity: of learned weight steps, "layer" or "channel"; N2UQ's weights have none.
+      quantize_shortcut: whether shortcut convolutions are quantized (by UniQ and N2UQ never at one
+        bit).
       calibration_batches: training batches that initial steps are calibrated on; 0 for none.
       total_epochs: of this phase.
       optimizer: of this phase.
@@ -236,6 +237,10 @@ def check(spec: RunSpec) -> None:
             optimizer.momentum,
             "in [0, 1)",
         )
+        if phase_.method == "n2uq":
+            rule = "'layer' for method 'n2uq', whose weights have no learned step"
+            key = f"{name}.granularity"
+            require(phase_.granularity == "layer", key, phase_.granularity, rule)
         learned = phase_.method in ("n2uq", "uniq_n2uq")
         for key, largest in (("weight_bits", 8), ("activation_bits", 5 if learned else 8)):
             value = getattr(phase_, key)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from uniq_jax import interop, models, nn, quantization, rules
+from uniq_jax import interop, models, nn
 from uniq_jax.spec import ModelSpec, PhaseSpec
 from uniq_jax.train import checkpoints, sharding
 from uniq_jax.train.state import Arrays, Program, TrainState, split
@@ -46,22 +46,6 @@ class Report:
         return "; ".join(parts)
 
 
-def build_rules(phase: PhaseSpec) -> list[rules.Rule]:
-    """The preset that a phase's method names."""
-    widths: dict[str, Any] = {
-        "weight_bits": phase.weight_bits,
-        "activation_bits": phase.activation_bits,
-    }
-    if phase.method == "uniq":
-        return rules.uniq(**widths, granularity=phase.granularity)
-    if phase.method == "n2uq":
-        return rules.n2uq(**widths, quantize_shortcut=phase.quantize_shortcut)
-    if phase.method == "lsq":
-        return rules.lsq(**widths)
-    assert phase.method == "uniq_n2uq"
-    return rules.uniq_n2uq(**widths, granularity=phase.granularity)
-
-
 def build_model(
     spec: ModelSpec, phase: PhaseSpec, *, num_classes: int, in_features: int, seed: int
 ) -> nnx.Module:
@@ -71,21 +55,28 @@ def build_model(
       ValueError: if there is no such network, or it does not take the config's options.
     """
     param_dtype = jnp.dtype(spec.param_dtype)
+    quantized: dict[str, Any] = {}
+    if not phase.is_float:
+        quantized = {
+            "method": phase.method,
+            "weight_bits": phase.weight_bits,
+            "activation_bits": phase.activation_bits,
+            "granularity": phase.granularity,
+            "quantize_downsample": phase.quantize_shortcut,
+        }
     try:
-        model = models.create(
+        return models.create(
             spec.name,
             num_classes=num_classes,
             in_features=in_features,
             dtype=None if spec.dtype == spec.param_dtype else jnp.dtype(spec.dtype),
             param_dtype=param_dtype,
             rngs=nnx.Rngs(seed),
+            **quantized,
             **spec.options,
         )
     except TypeError as error:
         raise ValueError(f"config.model.options (={spec.options}) don't fit: {error}") from None
-    if not phase.is_float:
-        quantization.quantize(model, build_rules(phase))
-    return model
 
 
 def abstract_state(build: Callable[[], nnx.Module], program: Program, mesh: Mesh) -> TrainState:

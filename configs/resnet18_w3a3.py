@@ -1,0 +1,28 @@
+"""N2UQ: ResNet-18 with 3-bit weights and activations on ImageNet.
+
+    python -m uniq_jax.main --config=configs/resnet18_w3a3.py \
+        --config.data.data_dir=TFDS_DIR --config.init_from=FLOAT --workdir=runs/resnet18_w3a3
+
+Paper: N2UQ, CVPR 2022 (arXiv:2111.14826), the ImageNet experiments. Published: top-1 71.9, top-5
+90.5; with float shortcut convolutions (`:float_shortcut`) 72.1 and 90.5; the float network under
+the same recipe 71.8. Cost: not measured.
+
+TFDS_DIR holds a prepared `imagenet2012`. FLOAT holds float weights, torchvision's or those of a
+workdir; without any, `:float_epochs=128` trains them first, in N2UQ's shape and by the same recipe.
+`:smoke` takes a few steps on embedded data; the other arguments are those of
+`uniq_jax.recipes.arguments`.
+
+Recipe, the program's where the paper differs: Adam (0.9, 0.999), rate 1.25e-3 at batch 256 (the
+paper: 2.5e-3 at 512), by a line to 0 over 128 epochs, no decay, thresholds and scales at a tenth of
+the rate; from torchvision's float weights where shortcut convolutions are float, else from a float
+network that was trained in N2UQ's shape. First convolution and last layer stay float; shortcut
+convolutions have the low width, or stay float by `:float_shortcut`. Not as in the recipe yet: the
+program's loss is soft labels of a ResNet-101 alone, here it is the labels; no random resized crops
+(see `uniq_jax.recipes`).
+"""
+
+from uniq_jax import recipes
+
+
+def get_config(arg=None):
+    return recipes.imagenet(arg, model="resnet18", bits=3)

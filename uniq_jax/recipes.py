@@ -1,0 +1,205 @@
+"""How both papers train, in the functions that config files share.
+
+UniQ: Pham et al., "Training Multi-Bit Quantized and Binarized Networks with a Learnable Symmetric
+Quantizer", IEEE Access 9, 2021 (arXiv:2104.00210). Followed is its program: batch 256 on ImageNet
+and 128 on CIFAR-100, 120 epochs, 100 calibration batches (its author's later configs for ImageNet:
+90 and 1000). At two bits and more the rate, 0.01, and on CIFAR-100 the decay, 5e-4, are those of
+the author's later configs for CIFAR; on ImageNet decay is the program's default, 1e-4. The cosine
+falls with every step here, with every epoch there.
+
+N2UQ: Liu et al., "Nonuniform-to-Uniform Quantization: Towards Accurate Quantization via Generalized
+Straight-Through Estimation", CVPR 2022 (arXiv:2111.14826). Where paper and program differ, the
+program is followed: a rate of 1.25e-3 for batch 256 (the paper: 2.5e-3 for 512).
+
+What the trainer does not have yet, so that the published figures are not to be expected:
+
+- Soft labels. N2UQ's program takes the cross entropy with the output of a float ResNet-101 alone
+  (the paper: a teacher of the student's architecture, its output and the labels both). Here the
+  loss is the cross entropy with the labels.
+- ImageNet's random resized crops, and tests on the centre 224 of 256 pixels. Here images are
+  resized to 224, cropped at the centre, and flipped in training.
+- ImageNet from disk: a split is held in memory, 8 GiB at most, which is 4% of the training images:
+  `--config.data.train_split='train[:4%]'`.
+"""
+
+from typing import Any
+
+from uniq_jax import config as c
+
+# A ConfigDict, whose keys no type checker knows.
+Config = Any
+
+
+def imagenet(arg: str | None, *, model: str, bits: int, method: str = "n2uq") -> Config:
+    """A network on ImageNet, by UniQ's or N2UQ's recipe; LSQ, as a baseline, by UniQ's.
+
+    Args:
+      arg: what follows the colon of `--config=FILE.py:ARG`, see `arguments`.
+      model: a key of `uniq_jax.models.MODELS`.
+      bits: of weights and activations, unless `arg` says otherwise.
+      method: unless `arg` says otherwise.
+    """
+    args: Config = arguments(arg, bits=bits, method=method)
+    config: Config = c.base()
+    config.seed = args.seed
+    config.data.name = "imagenet2012"
+    config.data.test_split = "validation"
+    config.data.image_size = 224
+    config.data.batch_size = 256
+    config.data.augment = "flip"
+    config.model.name = model
+    if args.method == "n2uq":
+        # Said here, as the float phase has this shape too: biases and PReLUs at every quantizer.
+        config.model.options = {"activation": "biased_prelu"}
+        # Thresholds start as constants, uncalibrated. The loss of this phase should be that of soft
+        # labels, which the trainer does not have yet.
+        add_phases(
+            config,
+            args,
+            total_epochs=128.0,
+            calibration_batches=0,
+            float_optimizer=n2uq_optimizer(config.data.batch_size),
+        )
+    else:
+        add_phases(config, args, weight_decay=1e-4)
+    return smoke(config) if args.smoke else config
+
+
+def cifar100(arg: str | None, *, model: str, bits: int) -> Config:
+    """A network on CIFAR-100 by UniQ's recipe; arguments as those of `imagenet`."""
+    args: Config = arguments(arg, bits=bits, method="uniq")
+    config: Config = c.base()
+    config.seed = args.seed
+    config.data.name = "cifar100"
+    config.data.batch_size = 128
+    config.data.eval_batch_size = 500
+    config.data.augment = "crop_flip"
+    config.data.pad_pixels = 4
+    config.model.name = model
+    add_phases(config, args)
+    return smoke(config) if args.smoke else config
+
+
+def digits(arg: str | None) -> Config:
+    """A float ResNet-20 on the embedded digits, before the phase `quantized`; argument: `seed`."""
+    config: Config = c.base()
+    config.seed = c.parse_arg(arg, seed=0).seed
+    config.data.name = "digits"
+    config.data.batch_size = 64
+    config.data.augment = "crop"
+    config.data.pad_pixels = 1
+    config.model.name = "resnet20"
+    config.phases = ("float", "quantized")
+    config.float = c.phase(
+        "float", total_epochs=15.0, optimizer={"learning_rate": 0.1, "warmup_epochs": 1.0}
+    )
+    return config
+
+
+def arguments(arg: str | None, *, bits: int, method: str) -> Config:
+    """The arguments of a config file for a network of the papers, as in "bits=1,method=n2uq".
+
+    bits            of weights and activations
+    weight_bits, activation_bits   apart, where not 0
+    method          uniq, n2uq, uniq_n2uq or lsq
+    granularity     layer or channel, of UniQ's weight steps
+    float_shortcut  shortcut convolutions stay float
+    epochs          of the quantized phase, where not 0; otherwise the recipe's
+    float_epochs    of a float phase before it, 0
+    seed            0
+    smoke           a run of a few steps on embedded data, to see that it works
+    """
+    return c.parse_arg(
+        arg,
+        bits=bits,
+        weight_bits=0,
+        activation_bits=0,
+        method=method,
+        granularity="layer",
+        float_shortcut=False,
+        epochs=0.0,
+        float_epochs=0.0,
+        seed=0,
+        smoke=False,
+    )
+
+
+def add_phases(
+    config: Config,
+    args: Config,
+    *,
+    total_epochs: float = 120.0,
+    calibration_batches: int = 100,
+    weight_decay: float = 5e-4,
+    float_optimizer: dict[str, Any] | None = None,
+) -> None:
+    """Adds the phase `quantized`, and `float` before it where the arguments say so.
+
+    Args:
+      config: changed in place.
+      args: as `arguments` gives them.
+      total_epochs: of the quantized phase, unless `args` says otherwise.
+      calibration_batches: of the quantized phase.
+      weight_decay: of the quantized phase, at two bits and more, by UniQ's recipe.
+      float_optimizer: of the float phase; UniQ's by default.
+    """
+    weight_bits = args.weight_bits or args.bits
+    activation_bits = args.activation_bits or args.bits
+    epochs = args.epochs or total_epochs
+    if args.method in ("n2uq", "uniq_n2uq"):
+        optimizer = n2uq_optimizer(config.data.batch_size)
+    elif min(weight_bits, activation_bits) == 1:
+        optimizer = {
+            "learning_rate": 0.01,
+            "warmup_epochs": min(5.0, epochs / 4),
+            "warmup_learning_rate": 0.001,
+            "warmup_shape": "constant",
+            "weight_decay": 0.0,
+        }
+    else:
+        optimizer = {"learning_rate": 0.01, "weight_decay": weight_decay}
+    config.phases = ("quantized",)
+    config.quantized = c.phase(
+        args.method,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        granularity=args.granularity,
+        quantize_shortcut=not args.float_shortcut,
+        calibration_batches=calibration_batches,
+        total_epochs=epochs,
+        optimizer=optimizer,
+    )
+    if args.float_epochs:
+        config.phases = ("float", "quantized")
+        config.float = c.phase(
+            "float",
+            total_epochs=args.float_epochs,
+            optimizer=float_optimizer or {"learning_rate": 0.1, "weight_decay": 5e-4},
+        )
+
+
+def n2uq_optimizer(batch_size: int) -> dict[str, Any]:
+    """N2UQ's optimizer, its rate scaled with the batch."""
+    return {
+        "name": "adam",
+        "learning_rate": 1.25e-3 * batch_size / 256,
+        "schedule": "linear",
+        "weight_decay": 0.0,
+        "quantizer_rate_multiplier": 0.1,
+    }
+
+
+def smoke(config: Config) -> Config:
+    """The same network and recipe for a few steps on the embedded digits; changed in place."""
+    data: Config = c.base().data
+    data.train_split = "train[:128]"
+    data.test_split = "test[:64]"
+    data.batch_size = 32
+    data.eval_batch_size = 32
+    config.data = data
+    for name in config.phases:
+        phase = config[name]
+        phase.total_epochs = 1.0
+        phase.calibration_batches = min(phase.calibration_batches, 2)
+        phase.optimizer.warmup_epochs = min(phase.optimizer.warmup_epochs, 0.25)
+    return config
