@@ -1,24 +1,16 @@
-"""The CIFAR networks: shapes, sizes, shortcuts, and equality with the reference implementation."""
+"""The networks: shapes, sizes, shortcuts, names."""
 
-import importlib.util
-import io
-import itertools
-import json
-import os
-import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
-from uniq_jax import interop, models, rules
+from uniq_jax import models
 from uniq_jax.models.blocks import batch_norm, convolution
 from uniq_jax.models.resnet import BasicBlock
-from uniq_jax.quantization import quantize
 
 
 def shapes(build):
@@ -177,155 +169,3 @@ def test_every_name_is_the_network_it_says():
         }[small, bool(shape)]
         assert make.func is kind
         assert make.args == (int(depth),)
-
-
-def split_with(build, arrays, dtype):
-    """Definition and state of the network, with arrays by path; and the paths that it lacks."""
-    graphdef, empty = nnx.split(nnx.eval_shape(build))
-    flat = {"/".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(empty)}
-    assert flat.keys() <= arrays.keys()
-    for name, (_, variable) in flat.items():
-        assert variable.shape == arrays[name].shape, name
-    filled = [(path, v.replace(jnp.asarray(arrays[n], dtype))) for n, (path, v) in flat.items()]
-    return graphdef, nnx.from_flat_state(filled), arrays.keys() - flat.keys()
-
-
-def our_names(state_dict):
-    """The reference's names of quantizers and shortcuts, and PyTorch's layouts."""
-    renames = {
-        "quan_w.delta": "weight_quantizer.step",
-        "quan_a.delta": "activation_quantizer.step",
-        "downsample.0.": "downsample.",
-    }
-    renamed = {}
-    for name, value in state_dict.items():
-        for old, new in renames.items():
-            name = name.replace(old, new)
-        renamed[name] = value
-    return interop.from_torch_names(renamed)
-
-
-@pytest.fixture(scope="module")
-def golden_dir():
-    named = os.environ.get("UNIQ_JAX_SHARED")
-    root = pathlib.Path(named) if named else pathlib.Path(__file__).parents[2] / "shared"
-    if not (root / "golden" / "state.py").exists():
-        pytest.skip(f"no golden files: {root}/golden/state.py is missing; set UNIQ_JAX_SHARED")
-    return root / "golden"
-
-
-@pytest.mark.data
-@pytest.mark.parametrize("bits", [1, 2])
-def test_preact_resnet32_is_the_reference_program(golden_dir, bits):
-    """Logits, loss, gradients, and statistics after a step, in float64."""
-    spec = importlib.util.spec_from_file_location("golden_state", golden_dir / "state.py")
-    state = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(state)
-    with np.load(golden_dir / f"uniq_preact_resnet32_w{bits}a{bits}.npz") as file:
-        golden = dict(file)
-    meta = json.loads(str(golden["meta"]))
-    seed = meta["seed"]
-    images, labels = state.make_batch(
-        seed=seed, batch=meta["batch"], channels=3, size=meta["size"], classes=meta["classes"]
-    )
-    parameters = state.make_state(meta["shapes"], seed)
-    with jax.enable_x64(True):
-
-        def build():
-            options = {"num_classes": meta["classes"], "param_dtype": jnp.float64}
-            model = models.CifarPreactResNet(32, **options, rngs=nnx.Rngs(0))
-            return quantize(model, rules.uniq(bits))
-
-        graphdef, full, unused = split_with(build, our_names(parameters), jnp.float64)
-        # Layers that are float here keep unused steps in the reference.
-        assert all("_quantizer/step" in path for path in unused)
-        assert len(unused) == (2 * 4 if bits == 1 else 0)
-        params, statistics = nnx.split_state(full, nnx.Param, ...)
-
-        @jax.jit
-        def evaluate(params, statistics, x):
-            model = nnx.merge(graphdef, params, statistics)
-            model.eval()
-            return model(x)
-
-        @jax.jit
-        def train(params, statistics, x, y):
-            def loss(params):
-                model = nnx.merge(graphdef, params, nnx.clone(statistics))
-                logits = model(x)
-                cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-                return cross_entropy.mean(), (logits, nnx.state(model, nnx.BatchStat))
-
-            return jax.value_and_grad(loss, has_aux=True)(params)
-
-        x = jnp.asarray(images.transpose(0, 2, 3, 1))
-        eval_logits = evaluate(params, statistics, x)
-        (loss, (train_logits, new_statistics)), gradients = train(
-            params, statistics, x, jnp.asarray(labels)
-        )
-
-    def relative(found, wanted):
-        return np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max()
-
-    assert relative(eval_logits, golden["eval_logits"]) < 1e-9
-    assert relative(train_logits, golden["train_logits"]) < 1e-9
-    assert relative(loss, golden["loss"]) < 1e-9
-
-    named = {"/".join(map(str, p)): np.asarray(v[...]) for p, v in nnx.to_flat_state(gradients)}
-    named_statistics = {
-        "/".join(map(str, p)): np.asarray(v[...]) for p, v in nnx.to_flat_state(new_statistics)
-    }
-    norms = {k.removeprefix("grad_norm/"): v for k, v in golden.items() if "grad_norm/" in k}
-    largest = max(norms.values())
-    checked = set()
-    for name, norm in norms.items():
-        # The probe has the parameter's shape in PyTorch; translated like the parameter itself.
-        probe = state.make_probe(name, meta["shapes"][name], seed)
-        ((path, our_probe),) = our_names({name: probe}).items()
-        checked.add(path)
-        scale = max(norm, 1e-4 * largest)
-        gradient = named[path]
-        assert abs(np.linalg.norm(gradient) - norm) < 1e-6 * scale, name
-        product = np.sum(gradient * our_probe)
-        assert abs(product - golden[f"grad_probe/{name}"]) < 1e-6 * scale * max(
-            1, np.linalg.norm(probe)
-        ), name
-    assert checked == named.keys()
-    for key, norm in golden.items():
-        if key.startswith("stat_norm/"):
-            name = key.removeprefix("stat_norm/")
-            ((path, _),) = our_names({name: np.zeros(1)}).items()
-            assert abs(np.linalg.norm(named_statistics.pop(path)) - norm) < 1e-9 * norm, name
-    assert not named_statistics
-
-
-@pytest.mark.data
-def test_a_float_network_from_elsewhere_classifies_cifar10(shared_dir):
-    """Option A and every layout: a network that others trained reaches their accuracy."""
-    from PIL import Image
-
-    arrays = interop.read_npz(shared_dir / "data" / "weights" / "cifar10_resnet20.npz")
-    graphdef, state, left_over = split_with(
-        lambda: models.CifarResNet(20, num_classes=10, rngs=nnx.Rngs(0)), arrays, jnp.float32
-    )
-    assert not left_over
-    count = 500
-    with np.load(shared_dir / "data" / "cifar10" / "test_a.npz") as data:
-        blob, offsets, labels = data["blob"].tobytes(), data["offsets"], data["labels"][:count]
-    images = []
-    for start, stop in itertools.pairwise(offsets):
-        strip = np.asarray(Image.open(io.BytesIO(blob[start:stop])).convert("RGB"))
-        images.extend(strip.reshape(-1, 32, 32, 3))
-        if len(images) >= count:
-            break
-    x = np.stack(images[:count]) / 255
-    x = (x - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
-
-    @jax.jit
-    def predict(state, x):
-        model = nnx.merge(graphdef, state)
-        model.eval()
-        return jnp.argmax(model(x), axis=-1)
-
-    accuracy = np.mean(np.asarray(predict(state, jnp.asarray(x, jnp.float32))) == labels)
-    assert accuracy >= 0.88

@@ -79,7 +79,7 @@ def call(model, x):
 
 STATISTICS = {
     UniqActivation(3): lambda x: quantizers.uniq_activation_initial_step(x, bits=3),
-    UniqActivation(8, signed=True): lambda x: quantizers.uniq_activation_initial_step(
+    UniqActivation(8, signed=True): lambda x: quantizers.uniq_activation_fitted_step(
         x, bits=8, signed=True
     ),
     LsqActivation(2): lambda x: quantizers.lsq_initial_step(x, bits=2, signed=False),

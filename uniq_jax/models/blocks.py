@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 # PyTorch's initialization of residual networks: a normal of variance 2 / fan_out.
@@ -45,7 +46,8 @@ def dense(in_features: int, features: int, **options: Any) -> nnx.Linear:
 
 def max_pool(x: jax.Array) -> jax.Array:
     """The largest of every 3x3 window, two apart, padded alike on both sides."""
-    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+    padding = [(0, 0), (1, 1), (1, 1), (0, 0)]
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
 def cifar_stages(

@@ -80,6 +80,9 @@ class ActivationMethod(Method):
 
 Granularity = Literal["layer", "channel"]
 
+# Up to this width UniQ's initial steps are those of its paper.
+_TRAINED_BITS = 4
+
 
 def _unit_step(bits: int, signed: bool = False) -> float:
     return quantizers.optimal_step(bits, "normal" if signed else "rectified_normal")
@@ -93,6 +96,9 @@ def _check_granularity(granularity: str) -> None:
 @dataclasses.dataclass(frozen=True)
 class UniqWeight(WeightMethod):
     """UniQ's learned step for weights (`quantizers.uniq_weight`).
+
+    It starts from UniQ's constants up to 4 bits, and beyond, where networks are expected to work
+    without training, from the least squared error (`quantizers.uniq_weight_fitted_step`).
 
     Attributes:
       granularity: "layer", one step; or "channel" (UniQ's "kernel-wise"), one for each output.
@@ -112,8 +118,11 @@ class UniqWeight(WeightMethod):
 
     def initial(self, w, channel_axis):
         axis = channel_axis if self.granularity == "channel" else None
-        step = quantizers.uniq_weight_initial_step(w, bits=self.bits, channel_axis=axis)
-        return {"step": step}
+        if self.bits > _TRAINED_BITS:
+            return {
+                "step": quantizers.uniq_weight_fitted_step(w, bits=self.bits, channel_axis=axis)
+            }
+        return {"step": quantizers.uniq_weight_initial_step(w, bits=self.bits, channel_axis=axis)}
 
     def quantize(self, x, parameters):
         return quantizers.uniq_weight(x, parameters["step"], bits=self.bits)
@@ -189,7 +198,7 @@ class N2uqWeight(WeightMethod):
 
 @dataclasses.dataclass(frozen=True)
 class UniqActivation(ActivationMethod):
-    """UniQ's learned step for activations (`quantizers.uniq_activation`).
+    """UniQ's learned step for activations (`quantizers.uniq_activation`); starts as `UniqWeight`.
 
     Attributes:
       signed: the symmetric grid, for inputs that are not rectified.
@@ -204,6 +213,8 @@ class UniqActivation(ActivationMethod):
         return Grid.symmetric(self.bits) if self.signed else Grid.unsigned(self.bits)
 
     def statistic(self, x):
+        if self.bits > _TRAINED_BITS:
+            return quantizers.uniq_activation_fitted_step(x, bits=self.bits, signed=self.signed)
         return quantizers.uniq_activation_initial_step(x, bits=self.bits, signed=self.signed)
 
     def from_statistic(self, statistic):

@@ -10,6 +10,8 @@ This package needs jax and numpy only.
 from uniq_jax.quantizers import reference as reference
 from uniq_jax.quantizers.encoding import Encoded as Encoded
 from uniq_jax.quantizers.encoding import decode as decode
+from uniq_jax.quantizers.fitted import uniq_activation_fitted_step as uniq_activation_fitted_step
+from uniq_jax.quantizers.fitted import uniq_weight_fitted_step as uniq_weight_fitted_step
 from uniq_jax.quantizers.grid import Grid as Grid
 from uniq_jax.quantizers.initial import optimal_step as optimal_step
 from uniq_jax.quantizers.initial import uniq_activation_initial_step as uniq_activation_initial_step
