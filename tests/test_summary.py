@@ -290,6 +290,33 @@ def test_scales_that_are_not_learned_and_weights_alone():
     assert summary.packed_bytes == deploy.model_size(model).packed_bytes
 
 
+class Stack(nnx.Module):
+    """Three attention layers that `scan` runs."""
+
+    def __init__(self):
+        def build(key):
+            return nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(key))
+
+        self.layers = nnx.vmap(build)(jax.random.split(jax.random.key(0), 3))
+
+    def __call__(self, x):
+        scan = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        return scan(x, self.layers)
+
+
+def test_a_quantized_stack_of_attention():
+    rule = rules.Rule(".*", N2uqWeight(3), N2uqActivation(2))
+    model = nnx.eval_shape(lambda: uniq_jax.quantize(Stack(), [rule]))
+    summary = uniq_jax.summary(model, image(1, 5, 8))
+    products, query, *others = summary.rows
+    assert (products.macs, products.parameters) == (3 * 2 * 5 * 5 * 8, 0)
+    assert (query.macs, query.parameters) == (3 * 5 * 64, 3 * 72)
+    # Codes; scales, thresholds and biases of 8 channels.
+    assert query.packed_bytes == 3 * (64 * 3 // 8 + 4 * (8 + 6 + 8))
+    assert len(others) == 3
+    assert summary.packed_bytes == deploy.model_size(model).packed_bytes
+
+
 # What it looks like
 
 
