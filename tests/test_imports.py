@@ -18,6 +18,8 @@ ALLOWED_ROOMS = {
     "nn": ("quantizers",),
     "rules": ("nn", "quantizers"),
     "quantization": ("rules", "nn", "quantizers"),
+    "linen": ("nn", "quantizers"),
+    "qwix": ("linen", "quantization", "rules", "nn", "quantizers"),
     "summarize": ("quantization", "rules", "nn", "quantizers"),
     # A network of the papers is a float one and the rules of its method.
     "models": ("quantization", "rules", "nn"),
@@ -36,7 +38,19 @@ ALLOWED_ROOMS = {
 
 # Third-party package → the rooms that may import it. What is not named is free.
 ALLOWED_PACKAGES = {
-    "flax": ("nn", "rules", "quantization", "summarize", "models", "interop", "train", "deploy"),
+    "flax": (
+        "nn",
+        "rules",
+        "quantization",
+        "summarize",
+        "models",
+        "interop",
+        "train",
+        "deploy",
+        "linen",
+        "qwix",
+    ),
+    "qwix": ("qwix",),
     "optax": ("train",),
     "orbax": ("train",),
     "grain": ("data",),
@@ -167,7 +181,7 @@ def test_a_legal_import_is_not_found(tmp_path, file, source):
 # What an import really loads
 
 HEAVY = ("flax", "optax", "grain", "matplotlib", "orbax", "tensorflow", "tensorflow_datasets",
-         "torch", "rich", "ml_collections", "sklearn", "tensorboardX", "chex")  # fmt: skip
+         "torch", "rich", "ml_collections", "sklearn", "tensorboardX", "chex", "qwix")  # fmt: skip
 
 
 def loaded_by(statement: str) -> list[str]:

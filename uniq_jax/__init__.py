@@ -6,6 +6,8 @@ uniq_jax.quantize      quantizes any NNX model by rules (uniq_jax.rules)
 uniq_jax.dequantize    puts the float layers back
 uniq_jax.calibrate     initial quantizer parameters from weights and data
 uniq_jax.summary       shapes, widths, operations and bytes, layer by layer
+uniq_jax.linen         the layers, and calibrate, for Flax Linen
+uniq_jax.qwix          the quantizers as a provider of qwix; needs the extra uniq_jax[qwix]
 uniq_jax.models        the networks of the papers
 uniq_jax.main          the command: trains and evaluates as a config file says
 """
@@ -30,7 +32,19 @@ _LAZY = {
     "quantize": "uniq_jax.quantization",
     "summary": "uniq_jax.summarize",
 }
-_ROOMS = ("config", "data", "deploy", "interop", "models", "nn", "quantizers", "rules", "train")
+_ROOMS = (
+    "config",
+    "data",
+    "deploy",
+    "interop",
+    "linen",
+    "models",
+    "nn",
+    "quantizers",
+    "qwix",
+    "rules",
+    "train",
+)
 
 
 def __getattr__(name: str) -> Any:
