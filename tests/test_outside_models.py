@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -315,6 +316,66 @@ def test_scanned_layers_are_those_of_a_list():
             layers = [of_list[path.replace("blocks/", f"blocks/{i}/")] for i in range(2)]
             atol = 1e-4 * np.abs(stack).max()
             np.testing.assert_allclose(stack, np.stack(layers), atol=atol, err_msg=path)
+
+
+class Within(nnx.Module):
+    """A layer that is called within a transform."""
+
+    def __init__(self, transform, rngs):
+        self.layer = Linear(12, CLASSES, rngs=rngs)
+        self.transform = transform
+
+    def __call__(self, x):
+        return self.transform(self.layer, x)
+
+
+def apply(layer, x):
+    return layer(x)
+
+
+NNX_TRANSFORMS = {
+    "jit": nnx.jit(apply),
+    "remat": nnx.remat(apply),
+    "vmap": nnx.vmap(apply, in_axes=(None, 0)),
+    "scan": lambda layer, x: nnx.scan(
+        lambda layer, x: (layer, layer(x)), in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0)
+    )(layer, x)[1],
+}
+JAX_TRANSFORMS = {
+    "jit": lambda layer, x: jax.jit(apply)(layer, x),
+    "checkpoint": lambda layer, x: jax.checkpoint(lambda x: layer(x))(x),
+    "vmap": lambda layer, x: jax.vmap(layer)(x),
+    "scan": lambda layer, x: jax.lax.scan(lambda carry, x: (carry, layer(x)), 0, x)[1],
+    "copy": lambda layer, x: nnx.clone(layer)(x),
+}
+
+
+@pytest.mark.parametrize("name", NNX_TRANSFORMS)
+def test_calibration_within_transforms_of_nnx(name):
+    x, _ = batch_of(vectors)
+    found, wanted = (
+        uniq_jax.quantize(Within(transform, nnx.Rngs(0)), RULES[1:])
+        for transform in (NNX_TRANSFORMS[name], apply)
+    )
+    for model in (found, wanted):
+        uniq_jax.calibrate(model, [x, 2 * x])
+    steps = [model.layer.activation_quantizer.step[...] for model in (found, wanted)]
+    if name == "scan":
+        # The largest of the single examples, which are batches there.
+        steps[1] = max(UniqActivation(2, signed=True).statistic(2 * row) for row in x)
+    np.testing.assert_allclose(*steps, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", JAX_TRANSFORMS)
+def test_calibration_does_not_lose_silently_what_transforms_of_jax_keep(name):
+    x, _ = batch_of(vectors)
+    model = uniq_jax.quantize(Within(JAX_TRANSFORMS[name], nnx.Rngs(0)), RULES[1:])
+    before = arrays(nnx.state(model))
+    model(x)
+    with pytest.raises(ValueError, match=r"transform.*use nnx"):
+        uniq_jax.calibrate(model, [x])
+    for path, array in arrays(nnx.state(model)).items():
+        np.testing.assert_array_equal(array, before[path])
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
