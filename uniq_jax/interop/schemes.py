@@ -96,7 +96,8 @@ def _resnet(paths: Collection[str]) -> list[Scheme]:
     has_quantizer = any("downsample/activation_quantizer/start" in path for path in paths)
     is_biased = any("/act1/" in path for path in paths)
     shortcut = _SHORTCUT_OF_THREE if has_quantizer else _SHORTCUT_OF_TWO
-    own = Scheme("n2uq" if is_biased else "torchvision", (*_BIASED_PRELU, *shortcut, *_QUANTIZERS))
+    n2uq = Scheme("n2uq", (*_BIASED_PRELU, *shortcut, *_QUANTIZERS))
+    vision = Scheme("torchvision", (*_SHORTCUT_OF_TWO, *_QUANTIZERS))
     cv = Scheme(
         "pytorchcv",
         (
@@ -108,7 +109,7 @@ def _resnet(paths: Collection[str]) -> list[Scheme]:
             (r"^fc\.", "output."),
         ),
     )
-    return [own, cv]
+    return [n2uq, vision, cv] if is_biased else [vision, cv]
 
 
 def _preact_resnet(paths: Collection[str]) -> list[Scheme]:

@@ -282,17 +282,26 @@ def _torch_shape(scheme: Scheme, name: str, shape: tuple[int, ...]) -> tuple[int
 
 
 def _best(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> tuple[Scheme, dict[str, _Entry]]:
-    """The scheme under which most tensors are known, the earlier one of two that are equal."""
+    """The scheme under which most tensors are known and fit, the earlier one of two that tie."""
     variables = _variables(model)
     candidates = [
         (scheme, _entries(model, scheme, variables)) for scheme in schemes(model, variables.keys())
     ]
-    return max(candidates, key=lambda candidate: len(candidate[1].keys() & arrays.keys()))
+
+    def count(candidate: tuple[Scheme, dict[str, _Entry]]) -> tuple[int, int]:
+        known = candidate[1].keys() & arrays.keys()
+        return sum(_fits(arrays[name], candidate[1][name]) for name in known), len(known)
+
+    return max(candidates, key=count)
+
+
+def _fits(value: np.ndarray, entry: _Entry) -> bool:
+    # One number may be a scalar there and a vector of length 1 here.
+    return value.shape == entry.shape or value.size == math.prod(entry.shape) == 1
 
 
 def _check_shape(name: str, value: np.ndarray, entry: _Entry) -> None:
-    # One number may be a scalar there and a vector of length 1 here.
-    if value.shape != entry.shape and not value.size == math.prod(entry.shape) == 1:
+    if not _fits(value, entry):
         raise ValueError(
             f"state_dict[{name!r}] has shape {value.shape}, but the model's {entry.path} needs "
             f"{entry.shape} (in PyTorch's layout)"
@@ -308,8 +317,8 @@ def _is_kept(name: str, value: np.ndarray) -> bool:
     known = np.asarray(_CONSTANTS[last], value.dtype)
     if not np.all(value == known):
         raise ValueError(
-            f"state_dict[{name!r}] (={value.tolist()}) must be {known}, the constant of N2UQ's "
-            "program: no other is supported"
+            f"state_dict[{name!r}] (={value.tolist()}) must be {_CONSTANTS[last]}, "
+            "the constant of N2UQ's program: no other is supported"
         )
     return True
 
