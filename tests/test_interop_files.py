@@ -231,11 +231,9 @@ def test_a_key_needs_a_file_with_dictionaries(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
 def test_a_run_starts_from_any_of_these_files(tmp_path, suffix):
     path = tmp_path / f"network{suffix}"
-    interop.write_state_dict(path, {"fc.weight": counting(2, 3), "fc.bias": counting(2)})
-    paths = {"fc/bias": counting(2), "fc/kernel": counting(2, 3).T}
-    assert_same(dict(sorted(start.read_source(str(path)).items())), paths)
-    interop.write_state_dict(path, paths)
-    assert_same(start.read_source(str(path)), paths)
+    state_dict = {"fc.bias": counting(2), "fc.weight": counting(2, 3)}
+    interop.write_state_dict(path, state_dict)
+    assert_same(dict(sorted(start.read_source(str(path)).items())), state_dict)
 
 
 def test_big_endian_storages(tmp_path):

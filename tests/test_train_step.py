@@ -9,6 +9,8 @@ import optax
 import pytest
 
 from uniq_jax import config as c
+from uniq_jax import interop
+from uniq_jax.quantizers import uniq_weight_initial_step
 from uniq_jax.train import optimizer, start
 from uniq_jax.train.run import Run
 
@@ -148,20 +150,20 @@ def test_evaluation_counts_every_example_once_and_masks_the_rest():
 
 
 def test_parameters_of_another_shape_are_named():
-    _, _, state = make_run(make_spec("float"))
+    _, program, state = make_run(make_spec("float"))
     kernel = np.zeros((5, 5, 1, 4), np.float32)
     with pytest.raises(ValueError, match=r"conv1/kernel of shape \(5, 5, 1, 4\).*\(3, 3, 1, 4\)"):
-        start.take({"conv1/kernel": kernel}, state)
+        start.take({"conv1/kernel": kernel}, state, program)
     with pytest.raises(ValueError, match="no parameter of this network; it has other"):
-        start.take({"other": kernel}, state)
+        start.take({"other": kernel}, state, program)
 
 
 def test_the_report_lists_every_parameter():
-    _, _, state = make_run(make_spec("uniq"))
+    _, program, state = make_run(make_spec("uniq"))
     source = {path: np.ones(a.shape) for path, a in state.params.items() if "quantizer" not in path}
     del source["conv1/kernel"]
     source["extra/kernel"] = np.ones(3)
-    taken, report = start.take(source, state)
+    taken, report = start.take(source, state, program)
     assert report.left_over == ("extra/kernel",)
     assert set(report.taken) | set(report.new) == {*state.params, *state.statistics}
     assert "conv1/kernel" in report.new
@@ -169,3 +171,22 @@ def test_the_report_lists_every_parameter():
     assert "1 left over: extra/kernel" in report.summary()
     np.testing.assert_array_equal(taken.params["linear/kernel"], 1)
     np.testing.assert_array_equal(taken.params["conv1/kernel"], state.params["conv1/kernel"])
+    # Weight quantizers start from what was taken, the others stay.
+    started = start.restart_weight_quantizers(program, taken, report)
+    path = "layer1/0/conv1/weight_quantizer/step"
+    kernel = taken.params["layer1/0/conv1/kernel"]
+    assert started.params[path] == uniq_weight_initial_step(kernel, bits=2)
+    assert started.params[path] != taken.params[path]
+    path = "layer1/0/conv1/activation_quantizer/step"
+    assert started.params[path] == taken.params[path]
+
+
+def test_parameters_with_the_names_of_another_program():
+    _, program, state = make_run(make_spec("float"))
+    named = interop.to_torch_state_dict(program.build(state.params, state.statistics))
+    named = {name: value + 1 for name, value in named.items()}
+    taken, report = start.take(named, state, program)
+    assert not report.new
+    assert not report.left_over
+    for path, value in state.params.items():
+        np.testing.assert_array_equal(taken.params[path], value + 1)

@@ -68,15 +68,6 @@ def read_state_dict(path: str | Path, *, key: str | None = None) -> dict[str, np
     return {name.removeprefix(prefix): array for name, array in arrays.items()}
 
 
-def read_parameters(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays by this package's paths, from a file that uses these or PyTorch's names.
-
-    Raises:
-      OSError, ValueError: as `read_state_dict`.
-    """
-    return npz.by_path(read_state_dict(path))
-
-
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
     """Writes a state dict, whole or not at all: a file that was there stays until the end.
 

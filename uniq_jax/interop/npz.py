@@ -1,30 +1,10 @@
-"""Reads .npz files of parameters."""
+"""Reads and writes .npz files of arrays."""
 
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-
-from uniq_jax.interop.torch_names import from_torch_names
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by this package's paths, from a file that uses these or PyTorch's names.
-
-    Pickled objects are refused: nothing in the file is executed.
-
-    Raises:
-      OSError: if the file cannot be opened.
-      ValueError: if it is no .npz of plain arrays.
-    """
-    with path.open("rb") as stream:
-        try:
-            arrays = read_arrays(stream)
-        except ValueError as error:
-            raise ValueError(f"{path} {error}") from error
-    return by_path(arrays)
 
 
 def read_arrays(stream: BinaryIO) -> dict[str, np.ndarray]:
@@ -39,12 +19,6 @@ def read_arrays(stream: BinaryIO) -> dict[str, np.ndarray]:
     # Damaged files raise nearly anything: zlib.error, NotImplementedError, TokenError, …
     except Exception as error:
         raise ValueError(f"is no .npz file of plain arrays: {error}") from error
-
-
-def by_path(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays by this package's paths, from arrays by these or by PyTorch's names."""
-    is_torch = any("." in name for name in arrays) and not any("/" in name for name in arrays)
-    return from_torch_names(arrays) if is_torch else dict(arrays)
 
 
 def write_arrays(stream: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from uniq_jax.interop.schemes import Scheme, schemes
-from uniq_jax.nn import QuantizerParam, QuantLayer
+from uniq_jax.nn import QuantizerParam, QuantLayer, calibrate_weights
 
 # The constants that N2UQ's program saves with its parameters, and the only values known here.
 _CONSTANTS = {"clip_val": 2.0, "two": 2.0, "one": 1.0, "zero": 0.0, "minusone": -1.0, "eps": 1e-3}
@@ -169,8 +169,33 @@ def load_torch_state_dict(
     for entry, value in values:
         _assign(entry.variable, entry.from_torch(value))
     setattr(model, _ORIGIN, TorchOrigin(scheme.name, tuple(kept)))
-    _restart_weight_quantizers(model, missing)
+    calibrate_weights(model, missing)
     return report
+
+
+def by_path(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays by the model's paths, from arrays named by these or as `load_torch_state_dict` knows.
+
+    Args:
+      model: any module; its variables may be of ShapeDtypeStructs.
+      arrays: name → array. Names with "/" are paths already; of other names those that the model
+        has nothing for stay as they are, but counters and constants are left out.
+
+    Raises:
+      ValueError: if a shape disagrees (the message names both).
+    """
+    if any("/" in name for name in arrays) or not any("." in name for name in arrays):
+        return dict(arrays)
+    _, entries = _best(model, arrays)
+    translated = {}
+    for name, value in arrays.items():
+        entry = entries.get(name)
+        if entry is not None:
+            _check_shape(name, value, entry)
+            translated[entry.path] = entry.from_torch(value)
+        elif not _is_kept(name, value):
+            translated[name] = value
+    return translated
 
 
 def to_torch_state_dict(model: nnx.Module, *, names: str | None = None) -> dict[str, np.ndarray]:
@@ -212,9 +237,11 @@ def _clip_constants(model: nnx.Module, entries: Mapping[str, _Entry]) -> dict[st
     """What N2UQ's program counts among its parameters, although nothing trains it."""
     names = {entry.path: name for name, entry in entries.items()}
     constants = {}
-    for path, layer in _quantized_layers(model):
-        if layer.weight_quantizer is not None and layer.weight_quantizer.method.kind == "n2uq":
-            name = names[f"{path}/kernel"].removesuffix("weight") + "clip_val"
+    for path, layer in nnx.iter_modules(model):
+        if not isinstance(layer, QuantLayer) or layer.weight_quantizer is None:
+            continue
+        if layer.weight_quantizer.method.kind == "n2uq":
+            name = names["/".join(map(str, (*path, "kernel")))].removesuffix("weight") + "clip_val"
             constants[name] = np.full((1,), _CONSTANTS["clip_val"], layer.kernel.dtype)
     return constants
 
@@ -327,21 +354,6 @@ def _assign(variable: nnx.Variable, value: np.ndarray) -> None:
     array = jnp.asarray(value)
     # Only where `jax_enable_x64` is set does an array stay float64.
     variable.set_value(array if array.dtype == jnp.float64 else array.astype(variable.dtype))
-
-
-def _restart_weight_quantizers(model: nnx.Module, missing: Mapping[str, str]) -> None:
-    for path, layer in _quantized_layers(model):
-        quantizer = layer.weight_quantizer
-        if quantizer is not None and any(m.startswith(f"{path}/weight_q") for m in missing):
-            quantizer.calibrate(layer.kernel[...])
-
-
-def _quantized_layers(model: nnx.Module) -> list[tuple[str, QuantLayer]]:
-    return [
-        ("/".join(map(str, path)), module)
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, QuantLayer)
-    ]
 
 
 def _some(names: list[str]) -> str:

@@ -1,6 +1,6 @@
 """Initial quantizer parameters from weights and data."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -49,8 +49,7 @@ def calibrate(
         a layer keeps what it sees.
     """
     apply = apply or _call
-    layers = [m for _, m in nnx.iter_modules(model) if isinstance(m, QuantLayer)]
-    if not layers:
+    if not any(isinstance(m, QuantLayer) for _, m in nnx.iter_modules(model)):
         raise ValueError("model has no quantized layer; call uniq_jax.quantize on it first")
     watchers = {
         path: m for path, m in nnx.iter_modules(model) if isinstance(m, ActivationQuantizer)
@@ -58,10 +57,25 @@ def calibrate(
     count = _watch(model, batches, apply, watchers) if watchers else 0
     for watcher in watchers.values():
         watcher.finish_calibration()
-    for layer in layers:
-        if layer.weight_quantizer is not None:
-            layer.weight_quantizer.calibrate(layer.kernel[...])
+    calibrate_weights(model)
     return count
+
+
+def calibrate_weights(model: nnx.Module, paths: Container[str] | None = None) -> None:
+    """Starts weight quantizers anew from the present weights.
+
+    Args:
+      model: any NNX module; changed in place.
+      paths: of the learned parameters to set, "conv1/weight_quantizer/step" for example; None for
+        all. Where one of a quantizer's parameters is among them, all of them are set.
+    """
+    for path, layer in nnx.iter_modules(model):
+        if not isinstance(layer, QuantLayer) or layer.weight_quantizer is None:
+            continue
+        quantizer = layer.weight_quantizer
+        names = ("/".join(map(str, (*path, "weight_quantizer", p))) for p in quantizer.parameters)
+        if paths is None or any(name in paths for name in names):
+            quantizer.calibrate(layer.kernel[...])
 
 
 def _watch(

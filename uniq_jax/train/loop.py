@@ -47,7 +47,7 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
         run.program(phase)
     source = functools.partial(start.read_source, spec.init_from) if spec.init_from else None
     if source is not None:
-        start.take(source(), _abstract_state(run, spec.phases[0]))
+        start.take(source(), _abstract_state(run, spec.phases[0]), run.program(spec.phases[0]))
     is_first = jax.process_index() == 0
     if is_first:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def _float_accuracy(run: Run) -> float | None:
     phase = dataclasses.replace(run.spec.phases[-1], method="float", **widths)
     program = run.program(phase)
     state = start.fresh_state(run.builder(phase), program, run.mesh)
-    state, report = start.take(start.read_source(run.spec.init_from), state)
+    state, report = start.take(start.read_source(run.spec.init_from), state, program)
     if report.new:
         return None
     return run.evaluator(program)(state.params, state.statistics)["test_accuracy"]

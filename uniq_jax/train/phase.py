@@ -164,7 +164,8 @@ def _first_state(
     """The state before the first step: fresh or taken parameters, and calibrated quantizers."""
     state = start.fresh_state(run.builder(phase), program, run.mesh)
     if source is not None:
-        state, report = start.take(source(), state)
+        state, report = start.take(source(), state, program)
+        state = start.restart_weight_quantizers(program, state, report)
         say(console, f"{phase.name}: starts from trained parameters: {report.summary()}")
         if jax.process_index() == 0:
             write_json(directory / START_FILE, dataclasses.asdict(report))

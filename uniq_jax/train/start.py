@@ -105,17 +105,21 @@ def _fresh(build: Callable[[], nnx.Module], program: Program) -> TrainState:
     )
 
 
-def take(source: Mapping[str, np.ndarray], state: TrainState) -> tuple[TrainState, Report]:
-    """The state with every array of `source` whose path it has.
+def take(
+    source: Mapping[str, np.ndarray], state: TrainState, program: Program
+) -> tuple[TrainState, Report]:
+    """The state with every array of `source` that it has a place for.
 
     Args:
-      source: path to array.
+      source: path to array, or PyTorch's name to array (`interop.load_torch_state_dict`).
       state: of arrays, or of ShapeDtypeStructs to check only.
+      program: of the state.
 
     Raises:
       ValueError: if two shapes disagree (the message names the path and both), or if no path of
         `source` is known.
     """
+    source = interop.by_path(program.build(state.params, state.statistics), source)
     here = {**state.params, **state.statistics}
     for path in here.keys() & source.keys():
         if source[path].shape != here[path].shape:
@@ -141,6 +145,13 @@ def take(source: Mapping[str, np.ndarray], state: TrainState) -> tuple[TrainStat
     return dataclasses.replace(state, **new), report
 
 
+def restart_weight_quantizers(program: Program, state: TrainState, report: Report) -> TrainState:
+    """The state in which weight quantizers that found no parameters start from their weights."""
+    model = program.build(state.params, state.statistics)
+    nn.calibrate_weights(model, report.new)
+    return _with_parameters_of(model, state)
+
+
 def _place(value: np.ndarray | None, like: jax.Array) -> jax.Array:
     if value is None or isinstance(like, jax.ShapeDtypeStruct):
         return like
@@ -148,7 +159,7 @@ def _place(value: np.ndarray | None, like: jax.Array) -> jax.Array:
 
 
 def read_source(path: str) -> dict[str, np.ndarray]:
-    """The arrays that `config.init_from` names, under this package's paths.
+    """The arrays that `config.init_from` names, under this package's or PyTorch's names.
 
     Args:
       path: a file that `interop.read_state_dict` reads, named as here or as in PyTorch; a workdir,
@@ -162,7 +173,7 @@ def read_source(path: str) -> dict[str, np.ndarray]:
     if not place.exists():
         raise FileNotFoundError(f"config.init_from (={path!r}) does not exist")
     if place.is_file():
-        return interop.read_parameters(place)
+        return interop.read_state_dict(place)
     for directory in (place, place / "best", place / "quantized/best", place / "float/best"):
         try:
             return checkpoints.read_model(directory)
@@ -181,6 +192,10 @@ def calibrate(
     model = program.build(state.params, state.statistics)
     images = (program.normalize(batch["image"]) for batch in itertools.islice(batches, count))
     nn.calibrate(model, images)
+    return _with_parameters_of(model, state)
+
+
+def _with_parameters_of(model: nnx.Module, state: TrainState) -> TrainState:
     params, _ = split(model)
     # Calibration leaves new scalars wherever they were computed.
     placed = {path: jax.device_put(v, state.params[path].sharding) for path, v in params.items()}
