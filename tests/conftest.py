@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+# A script that needs PyTorch, and the files it made.
+collect_ignore = ["data"]
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
