@@ -11,7 +11,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 
 from uniq_jax.nn import levels
 from uniq_jax.nn.methods import ActivationMethod, WeightMethod
-from uniq_jax.nn.product import check_methods, product_of_levels
+from uniq_jax.nn.product import check_methods, product
 from uniq_jax.nn.quantizer import ActivationQuantizer, WeightQuantizer
 
 # What float layers let one replace, by name, with what it may be: the quantized layers replace
@@ -183,24 +183,21 @@ class QuantLayer(nnx.Module):
         output's axes; without it they lie along the last one.
         """
         weight, activation = self.weight_quantizer, self.activation_quantizer
-        exact = self.deterministic and not self.calibrating
-        if exact and weight is not None and activation is not None:
+        if self.calibrating:
+            watched = inputs if activation is None else activation(inputs)
+            return multiply(watched, kernel.astype(inputs.dtype), preferred_element_type=dtype)
 
-            def multiply_columns(a, columns, **options):
-                return multiply(a, weight.from_columns(columns, kernel.shape), **options)
+        def multiply_columns(a, columns, **options):
+            restored = columns if weight is None else weight.from_columns(columns, kernel.shape)
+            return multiply(a, restored, **options)
 
-            return product_of_levels(
-                inputs,
-                weight.to_columns(kernel),
-                weight.column_parameters,
-                activation.parameters,
-                (weight.method, activation.method),
-                multiply_columns,
-                self._taps(),
-                dtype,
-                place_scale=place_scale,
-            )
-        quantized = inputs if activation is None else activation(inputs)
-        if weight is not None and not self.calibrating:
-            kernel = weight(kernel)
-        return multiply(quantized, kernel.astype(inputs.dtype), preferred_element_type=dtype)
+        return product(
+            inputs,
+            kernel if weight is None else weight.to_columns(kernel),
+            None if weight is None else (weight.method, weight.column_parameters),
+            None if activation is None else (activation.method, activation.parameters),
+            multiply_columns,
+            exact=self.deterministic,
+            dtype=dtype,
+            place_scale=place_scale,
+        )

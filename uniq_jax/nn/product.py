@@ -34,6 +34,7 @@ def product(
     *,
     exact: bool,
     dtype: Any = None,
+    place_scale: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """The product of two operands, each of them quantized or not.
 
@@ -45,6 +46,8 @@ def product(
       multiply: the bilinear map, which takes `preferred_element_type`.
       exact: whether to multiply integer levels, where both operands have some.
       dtype: of the product, if not that of `inputs`.
+      place_scale: takes one number for each of the kernel's channels, flat, and gives them the
+        product's axes; without it they lie along the last one.
 
     Raises:
       ValueError: if the levels' sums could overflow an int32.
@@ -54,8 +57,16 @@ def product(
         methods = weight[0], activation[0]
         levels.check_accumulator(activation[0].grid, weight[0].grid, taps)
         if exact:
-            return product_of_levels(
-                inputs, kernel, weight[1], activation[1], methods, multiply, taps, dtype
+            return _product_of_levels(
+                inputs,
+                kernel,
+                weight[1],
+                activation[1],
+                methods,
+                multiply,
+                taps,
+                dtype,
+                place_scale,
             )
     quantized = inputs if activation is None else activation[0].quantize(inputs, activation[1])
     if weight is not None:
@@ -63,7 +74,7 @@ def product(
     return multiply(quantized, kernel.astype(inputs.dtype), preferred_element_type=dtype)
 
 
-def product_of_levels(
+def _product_of_levels(
     inputs: jax.Array,
     kernel: jax.Array,
     weight_parameters: Parameters,
@@ -72,16 +83,12 @@ def product_of_levels(
     multiply: Callable[..., jax.Array],
     taps: int,
     dtype: Any,
-    *,
-    place_scale: Callable[[jax.Array], jax.Array] | None = None,
+    place_scale: Callable[[jax.Array], jax.Array] | None,
 ) -> jax.Array:
     """The product of integer levels, scaled once, with the gradients of that of the values.
 
     Codes have no derivative of their own; a network that is differentiated in evaluation mode (with
     its batch norms frozen, say) takes the one it has in training.
-
-    The kernel's channels lie along its last axis. The product's are expected along its last axis
-    too, unless `place_scale` gives an array of one number for each channel the product's axes.
     """
     weight, activation = methods
 
