@@ -236,6 +236,8 @@ def test_calibration_errors():
     check = functools.partial(calibrate, model, variables, apply=evaluation)
     with pytest.raises(ValueError, match="batches is empty"):
         check([])
+    with pytest.raises(TypeError, match=r"not one array .*write \[array\]"):
+        check(batches()[0])
     nan = batches()[0].at[0, 0].set(jnp.nan)
     with pytest.raises(ValueError, match=r"nan or infinite activations to .*activation_quantizer"):
         check([nan, batches()[0]])

@@ -223,6 +223,9 @@ def test_errors():
         calibrate(Network(nnx.Rngs(0)), batches())
     with pytest.raises(ValueError, match="batches is empty"):
         calibrate(network(), iter(()))
+    for array in (batches()[0], np.asarray(batches()[0])):
+        with pytest.raises(TypeError, match=r"not one array .*write \[array\]"):
+            calibrate(network(), array)
 
 
 def test_weights_alone_need_no_batches_and_start_from_the_present_kernel():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from uniq_jax import models, rules
 from uniq_jax.nn import (
@@ -71,6 +71,19 @@ def test_a_layer_that_no_rule_matches_stays_float():
     model = quantize(Mlp(nnx.Rngs(0)), [Rule("head", None, PactActivation(4))])
     assert methods(model.head) == (None, PactActivation(4))
     assert {methods(layer) for layer in (model.stem, *model.hidden)} == {None}
+
+
+@pytest.mark.parametrize("bad", [Rule(".*", UniqWeight(2)), rules.uniq, ["head"], None])
+def test_rules_are_a_list_of_rules(bad):
+    with pytest.raises(TypeError, match=r"rules \(=.* must be a list of Rule"):
+        quantize(Mlp(nnx.Rngs(0)), bad)
+
+
+def test_a_model_is_one_of_nnx():
+    with pytest.raises(TypeError, match=r"model \(a Dense\) .* uniq_jax\.linen"):
+        quantize(linen.Dense(3), EVERYTHING)  # type: ignore
+    with pytest.raises(TypeError, match=r"model \(a Dense\) .* uniq_jax\.linen\.calibrate"):
+        calibrate(linen.Dense(3), [X])  # type: ignore
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,9 @@ def test_a_rule_that_decides_nothing_is_an_error_that_lists_the_paths():
 
 
 def test_what_cannot_be_quantized():
+    with pytest.raises(TypeError, match="must be a list of Rule"):
+        RuleProvider([qwix.QuantizationRule(weight_qtype="int8")])  # type: ignore
+
     def initialize(layer, *shape):
         rule = rules.Rule(".*", *METHODS["uniq"])
         model = qwix.quantize_model(nn.Sequential([layer]), RuleProvider([rule]))

@@ -189,6 +189,28 @@ def test_own_names_of_the_ends():
         decisions(rules.uniq(2), Network)
 
 
+@pytest.mark.parametrize("preset", [rules.uniq, rules.n2uq, rules.lsq, rules.uniq_n2uq])
+@pytest.mark.parametrize("bits", [1, 2])
+def test_a_network_may_have_no_ends_to_treat_apart(preset, bits):
+    """A transformer on tokens has no first layer that could be quantized."""
+    assert preset(bits, first=None) == preset(bits)[1:]
+    assert preset(bits, last=None) == [preset(bits)[0], *preset(bits)[2:]]
+    assert preset(bits, first=None, last=None) == preset(bits)[2:]
+
+
+@pytest.mark.parametrize("preset", [rules.uniq, rules.lsq, rules.uniq_n2uq])
+def test_a_last_layer_behind_no_rectifier(preset):
+    plain, signed = preset(2), preset(2, signed_last=True)
+    assert not plain[1].activation.signed
+    assert signed[1].activation.signed
+    assert [*plain[:1], *plain[2:]] == [*signed[:1], *signed[2:]]
+
+
+def test_the_first_layers_of_flax_examples():
+    for path in ("conv_init", "embedding"):  # ResNet and ViT
+        assert rules.Rule(rules.FIRST).matches(path)
+
+
 def test_a_rule_matches_the_whole_path():
     rule = rules.Rule("layer1/.*/conv1")
     assert rule.matches("layer1/0/conv1")

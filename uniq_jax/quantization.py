@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 
 from uniq_jax.nn import QuantConv, QuantEinsum, QuantLayer, QuantLinear, QuantLinearGeneral
-from uniq_jax.rules import Rule
+from uniq_jax.rules import Decisions, Rule
 
 # Float layer → its quantized form.
 _REPLACEMENTS: dict[type[nnx.Module], type[QuantLayer]] = {
@@ -49,8 +49,9 @@ def quantize(model: nnx.Module, rules: Sequence[Rule]) -> nnx.Module:
       The same model.
 
     Raises:
-      TypeError: if a layer was given a function of its own in place of `lax.conv_general_dilated`,
-        `lax.dot_general`, `jnp.einsum` or `promote_dtype`, or is a subclass as described.
+      TypeError: if `model` is no NNX module, or `rules` no sequence of `Rule`; if a layer was given
+        a function of its own in place of `lax.conv_general_dilated`, `lax.dot_general`,
+        `jnp.einsum` or `promote_dtype`, or is a subclass as described.
       ValueError: if a rule that is not optional decides about no layer, with the paths there are;
         if the model was quantized before; if a layer cannot be quantized as its rule says, or
         lies where it cannot be replaced. The model is then unchanged.
@@ -63,25 +64,16 @@ def quantize(model: nnx.Module, rules: Sequence[Rule]) -> nnx.Module:
       >>> type(quantize(model, rules.uniq(bits=2)).layer1[0].conv1).__name__
       'QuantConv'
     """
+    decisions = Decisions(rules)
     layers = _candidates(model)
     evaluates = _evaluates(model)
-    used = [False] * len(rules)
     replacements = {}
     for path, layer, kind in layers:
-        decisive = next((i for i, rule in enumerate(rules) if rule.matches(path)), None)
-        if decisive is None:
-            continue
-        used[decisive] = True
-        rule = rules[decisive]
-        if rule.weight is not None or rule.activation is not None:
+        rule = decisions.about(path)
+        if rule is not None:
             replacements[id(layer)] = _quantized(path, layer, kind, rule)
             replacements[id(layer)].deterministic = evaluates
-    for rule, was_used in zip(rules, used):
-        if not was_used and not rule.optional:
-            raise ValueError(
-                f"the rule for path={rule.path!r} decides about no layer; the paths are: "
-                f"{', '.join(path for path, _, _ in layers)}"
-            )
+    decisions.check()
     _replace(model, replacements)
     return model
 
@@ -131,6 +123,10 @@ def dequantize(model: nnx.Module) -> nnx.Module:
 
 def _candidates(model: nnx.Module) -> list[tuple[str, Any, type[QuantLayer]]]:
     """Path, layer and quantized form of everything that can be quantized, each layer once."""
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"model (a {type(model).__name__}) must be an nnx.Module; for Linen see uniq_jax.linen"
+        )
     if _quantized_form(model) is not None:
         raise ValueError(
             f"model must hold the layers to replace, and not be one (a {type(model).__name__}); "

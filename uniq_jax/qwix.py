@@ -35,7 +35,7 @@ from flax import nnx
 from uniq_jax.linen import quantized_product
 from uniq_jax.nn import QuantLayer
 from uniq_jax.quantization import quantize
-from uniq_jax.rules import Rule
+from uniq_jax.rules import Decisions, Rule
 
 # The releases whose hooks are as above: from the first, below the second.
 _SUPPORTED = "0.1.8", "0.1.9"
@@ -82,6 +82,7 @@ class RuleProvider(qwix.QuantizationProvider):
         `model.train()` and `model.eval()`.
 
     Raises:
+      TypeError: if `rules` is no sequence of `Rule`.
       ValueError: from the first run of the quantized model (of `quantize_model` itself where the
         model is NNX), if a rule that is not optional decides about no layer, with the paths there
         are; or if a layer can't be quantized as its rule says.
@@ -101,10 +102,9 @@ class RuleProvider(qwix.QuantizationProvider):
 
     def __init__(self, rules: Sequence[Rule], *, deterministic: bool = False):
         super().__init__([])
-        self.rules = tuple(rules)
         self.deterministic = deterministic
-        self._used = [False] * len(self.rules)
-        self._paths: dict[str, None] = {}
+        self._decisions = Decisions(rules)
+        self._model_is_nnx = False
 
     def get_intercept_map(self) -> dict[str, Any]:
         """What takes the place of JAX's functions while the model runs."""
@@ -116,19 +116,15 @@ class RuleProvider(qwix.QuantizationProvider):
     def process_model_inputs(self, model: Any, model_args: Any, model_kwargs: Any) -> Any:
         """Called before the model's method: replaces the layers of an NNX model, the first time."""
         if isinstance(model, nnx.Module):
+            self._model_is_nnx = True
             if not any(isinstance(module, QuantLayer) for _, module in nnx.iter_modules(model)):
-                quantize(model, self.rules)
-            self._used = [True] * len(self.rules)
+                quantize(model, self._decisions.rules)
         return super().process_model_inputs(model, model_args, model_kwargs)
 
     def process_model_output(self, method_name: str, model_output: Any) -> Any:
         """Called after the model's method: by now every rule has decided about a Linen layer."""
-        for rule, used in zip(self.rules, self._used):
-            if not used and not rule.optional:
-                raise ValueError(
-                    f"the rule for path={rule.path!r} decides about no layer; the paths are: "
-                    f"{', '.join(self._paths)}"
-                )
+        if not self._model_is_nnx:
+            self._decisions.check()
         return super().process_model_output(method_name, model_output)
 
     def _conv_general_dilated(self, lhs, rhs, *args, **kwargs):
@@ -136,7 +132,7 @@ class RuleProvider(qwix.QuantizationProvider):
             return jax.lax.conv_general_dilated(a, b, *args, **kwargs, **options)
 
         layer = self._layer(rhs, nn.Conv)
-        rule = None if layer is None else self._rule(layer)
+        rule = None if layer is None else self._decisions.about("/".join(layer.path))
         if layer is None or rule is None:
             return multiply(lhs, rhs)
         if layer.mask is not None and rule.weight is not None:
@@ -152,7 +148,7 @@ class RuleProvider(qwix.QuantizationProvider):
             return jax.lax.dot_general(a, b, dimension_numbers, *args, **kwargs, **options)
 
         layer = self._layer(rhs, nn.Dense | nn.DenseGeneral)
-        rule = None if layer is None else self._rule(layer)
+        rule = None if layer is None else self._decisions.about("/".join(layer.path))
         if layer is None or rule is None:
             return multiply(lhs, rhs)
         (_, summed), (batch, _) = dimension_numbers
@@ -193,12 +189,3 @@ class RuleProvider(qwix.QuantizationProvider):
             return None
         own = module.get_variable("params", "kernel")
         return module if nn.meta.unbox(own).shape == kernel.shape else None
-
-    def _rule(self, layer: nn.Module) -> Rule | None:
-        path = "/".join(layer.path)
-        self._paths[path] = None
-        for i, rule in enumerate(self.rules):
-            if rule.matches(path):
-                self._used[i] = True
-                return rule if rule.weight is not None or rule.activation is not None else None
-        return None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from uniq_jax.nn import (
@@ -18,7 +18,7 @@ from uniq_jax.nn import (
 )
 
 # Where networks, ours and others', keep the layers that the papers treat apart.
-FIRST = r"conv1|conv_init|conv_stem|stem|stem/conv|patch_embed|patch_embed/proj"
+FIRST = r"conv1|conv_init|conv_stem|stem|stem/conv|patch_embed|patch_embed/proj|embedding"
 LAST = r"fc|linear|head|classifier|output"
 SHORTCUT = r".*(downsample|shortcut|identity_conv|conv_proj).*"
 
@@ -50,6 +50,42 @@ class Rule:
         return re.fullmatch(self.path, path) is not None
 
 
+class Decisions:
+    """Which of some rules decides about each layer: the first one that matches its path.
+
+    Args:
+      rules: in order.
+
+    Raises:
+      TypeError: if `rules` is no sequence of `Rule`.
+    """
+
+    def __init__(self, rules: Sequence[Rule]):
+        if not isinstance(rules, Sequence) or not all(isinstance(rule, Rule) for rule in rules):
+            raise TypeError(
+                f"rules (={rules!r}) must be a list of Rule, such as uniq_jax.rules.uniq(bits=2)"
+            )
+        self.rules = tuple(rules)
+        self._paths: dict[str, int | None] = {}
+
+    def about(self, path: str) -> Rule | None:
+        """The rule that decides about the layer at `path`, if any asks to quantize it."""
+        decisive = next((i for i, rule in enumerate(self.rules) if rule.matches(path)), None)
+        self._paths[path] = decisive
+        rule = Rule(path) if decisive is None else self.rules[decisive]
+        return None if rule.weight is None and rule.activation is None else rule
+
+    def check(self) -> None:
+        """Raises a ValueError if a rule that is not optional has decided about no layer."""
+        used = set(self._paths.values())
+        for i, rule in enumerate(self.rules):
+            if i not in used and not rule.optional:
+                raise ValueError(
+                    f"the rule for path={rule.path!r} decides about no layer; the paths are: "
+                    f"{', '.join(self._paths)}"
+                )
+
+
 def uniq(
     bits: int | None = None,
     *,
@@ -59,8 +95,8 @@ def uniq(
     quantize_shortcut: bool = True,
     signed: str | None = None,
     signed_last: bool = False,
-    first: str = FIRST,
-    last: str = LAST,
+    first: str | None = FIRST,
+    last: str | None = LAST,
     shortcut: str = SHORTCUT,
 ) -> list[Rule]:
     """UniQ's treatment of a network.
@@ -79,8 +115,8 @@ def uniq(
       signed: regular expression of the paths of layers whose inputs are not rectified, the linear
         bottlenecks of MobileNet-V2 for example: they get the signed grid.
       signed_last: whether the last layer's input is not rectified.
-      first: regular expression of the first layer's path.
-      last: regular expression of the last layer's path.
+      first: regular expression of the first layer's path, or None to treat none apart.
+      last: regular expression of the last layer's path, or None likewise.
       shortcut: regular expression of the shortcut convolutions' paths.
 
     Raises:
@@ -91,12 +127,12 @@ def uniq(
     def layer(path: str, widths: tuple[int, int], is_signed: bool = False) -> Rule:
         return Rule(path, UniqWeight(widths[0], granularity), UniqActivation(widths[1], is_signed))
 
-    if min(weight_bits, activation_bits) == 1:
-        ends = [Rule(first), Rule(last)]
-    else:
-        ends = [layer(first, (8, 8), True), layer(last, (8, 8), signed_last)]
+    def end(path: str, is_signed: bool) -> Rule:
+        is_float = min(weight_bits, activation_bits) == 1
+        return Rule(path) if is_float else layer(path, (8, 8), is_signed)
+
     return [
-        *ends,
+        *_ends(end, first, last, signed_last),
         *_shortcut(shortcut, quantize_shortcut, weight_bits, activation_bits),
         *_body(layer, weight_bits, activation_bits, signed),
     ]
@@ -109,8 +145,8 @@ def n2uq(
     activation_bits: int | None = None,
     quantize_shortcut: bool = True,
     pact: str | None = None,
-    first: str = FIRST,
-    last: str = LAST,
+    first: str | None = FIRST,
+    last: str | None = LAST,
     shortcut: str = SHORTCUT,
 ) -> list[Rule]:
     """N2UQ's treatment of a network: the first and last layer float, all others low-bit.
@@ -123,8 +159,8 @@ def n2uq(
         are).
       pact: regular expression of the paths of layers whose input PACT quantizes, with the
         gradients of N2UQ's program: the last convolution of its MobileNet-V2.
-      first: regular expression of the first layer's path.
-      last: regular expression of the last layer's path.
+      first: regular expression of the first layer's path, or None to treat none apart.
+      last: regular expression of the last layer's path, or None likewise.
       shortcut: regular expression of the shortcut convolutions' paths.
 
     Raises:
@@ -133,8 +169,7 @@ def n2uq(
     weight_bits, activation_bits = _widths(bits, weight_bits, activation_bits)
     weight = N2uqWeight(weight_bits)
     rules = [
-        Rule(first),
-        Rule(last),
+        *_ends(lambda path, _: Rule(path), first, last),
         *_shortcut(shortcut, quantize_shortcut, weight_bits, activation_bits),
     ]
     if pact is not None:
@@ -149,8 +184,9 @@ def uniq_n2uq(
     activation_bits: int | None = None,
     granularity: Literal["layer", "channel"] = "layer",
     quantize_shortcut: bool = True,
-    first: str = FIRST,
-    last: str = LAST,
+    signed_last: bool = False,
+    first: str | None = FIRST,
+    last: str | None = LAST,
     shortcut: str = SHORTCUT,
 ) -> list[Rule]:
     """UniQ's treatment and weights, with N2UQ's learned thresholds for low-bit activations.
@@ -161,8 +197,9 @@ def uniq_n2uq(
       activation_bits: 1 to 5.
       granularity: as in `uniq`.
       quantize_shortcut: as in `uniq`.
-      first: regular expression of the first layer's path.
-      last: regular expression of the last layer's path.
+      signed_last: as in `uniq`.
+      first: regular expression of the first layer's path, or None to treat none apart.
+      last: regular expression of the last layer's path, or None likewise.
       shortcut: regular expression of the shortcut convolutions' paths.
 
     Raises:
@@ -174,6 +211,7 @@ def uniq_n2uq(
         activation_bits=activation_bits,
         granularity=granularity,
         quantize_shortcut=quantize_shortcut,
+        signed_last=signed_last,
         first=first,
         last=last,
         shortcut=shortcut,
@@ -190,8 +228,8 @@ def lsq(
     quantize_shortcut: bool = True,
     signed: str | None = None,
     signed_last: bool = False,
-    first: str = FIRST,
-    last: str = LAST,
+    first: str | None = FIRST,
+    last: str | None = LAST,
     shortcut: str = SHORTCUT,
 ) -> list[Rule]:
     """LSQ's treatment of a network: 8 bits for the first and last layer, low-bit all others.
@@ -204,8 +242,8 @@ def lsq(
       quantize_shortcut: whether shortcut convolutions are quantized too.
       signed: as in `uniq`.
       signed_last: as in `uniq`.
-      first: regular expression of the first layer's path.
-      last: regular expression of the last layer's path.
+      first: regular expression of the first layer's path, or None to treat none apart.
+      last: regular expression of the last layer's path, or None likewise.
       shortcut: regular expression of the shortcut convolutions' paths.
 
     Raises:
@@ -217,8 +255,7 @@ def lsq(
         return Rule(path, LsqWeight(widths[0], granularity), LsqActivation(widths[1], is_signed))
 
     return [
-        layer(first, (8, 8), True),
-        layer(last, (8, 8), signed_last),
+        *_ends(lambda path, is_signed: layer(path, (8, 8), is_signed), first, last, signed_last),
         *([] if quantize_shortcut else [Rule(shortcut, optional=True)]),
         *_body(layer, weight_bits, activation_bits, signed),
     ]
@@ -235,6 +272,16 @@ def _widths(
             f"got bits={bits}, weight_bits={weight_bits}, activation_bits={activation_bits}"
         )
     return weights, activations
+
+
+def _ends(
+    end: Callable[[str, bool], Rule],
+    first: str | None,
+    last: str | None,
+    signed_last: bool = False,
+) -> list[Rule]:
+    paths = (first, True), (last, signed_last)
+    return [end(path, is_signed) for path, is_signed in paths if path is not None]
 
 
 def _shortcut(path: str, is_quantized: bool, weight_bits: int, activation_bits: int) -> list[Rule]:

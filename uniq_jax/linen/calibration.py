@@ -10,6 +10,7 @@ from flax.core import copy, unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from uniq_jax.linen.state import STATISTICS, calibrating
+from uniq_jax.nn.calibrate import check_batches
 
 
 def calibrate(
@@ -39,9 +40,11 @@ def calibrate(
       A copy of `variables` with other quantizer parameters.
 
     Raises:
+      TypeError: if `batches` is an array, and no iterable of them.
       ValueError: if the model has no quantized layer, or `batches` is empty, or an activation is
         nan or infinite, or a lifted layer's statistics have nowhere to go.
     """
+    check_batches(batches)
     run = nn.apply(apply or _call, model, mutable=[STATISTICS])
 
     def observe(variables, seen, batch):

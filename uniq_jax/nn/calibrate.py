@@ -37,17 +37,25 @@ def calibrate(
 
     Args:
       model: any NNX module that holds quantized layers; changed in place.
-      batches: inputs, taken to the end; all of one shape compile once.
+      batches: inputs, taken to the end; all of one shape compile once. A quantizer that none of
+        them reaches keeps its parameters.
       apply: how to run the model on a batch, by default `model(batch)`.
 
     Returns:
       The number of batches.
 
     Raises:
+      TypeError: if `model` is no NNX module, or `batches` an array and no iterable of them.
       ValueError: if the model has no quantized layer, or `batches` is empty although there are
         activations to quantize, or an activation is nan or infinite, or a transform of JAX around
         a layer keeps what it sees.
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"model (a {type(model).__name__}) must be an nnx.Module; "
+            "for Linen see uniq_jax.linen.calibrate"
+        )
+    check_batches(batches)
     apply = apply or _call
     if not any(isinstance(m, QuantLayer) for _, m in nnx.iter_modules(model)):
         raise ValueError("model has no quantized layer; call uniq_jax.quantize on it first")
@@ -76,6 +84,15 @@ def calibrate_weights(model: nnx.Module, paths: Container[str] | None = None) ->
         names = ("/".join(map(str, (*path, "weight_quantizer", p))) for p in quantizer.parameters)
         if paths is None or any(name in paths for name in names):
             quantizer.calibrate(layer.kernel[...])
+
+
+def check_batches(batches: Any) -> None:
+    """Raises a TypeError if `batches` is one array, which would be taken example by example."""
+    if isinstance(batches, jax.Array | np.ndarray):
+        raise TypeError(
+            f"batches must be an iterable of batches, not one array (of shape {batches.shape}); "
+            "write [array]"
+        )
 
 
 def _watch(
