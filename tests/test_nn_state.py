@@ -206,3 +206,33 @@ def test_methods_are_values():
     assert dataclasses.replace(UniqActivation(2), bits=3) == UniqActivation(3)
     assert nnx.split(linear())[0] == nnx.split(linear())[0]
     assert hash(nnx.split(linear())[0]) == hash(nnx.split(linear())[0])
+
+
+def test_optimizers_tell_quantizers_from_weights():
+    """Groups and masks in `nnx.Optimizer`, within jit."""
+    model = nnx.Sequential(linear(), nnx.relu, nnx.BatchNorm(6, rngs=nnx.Rngs(0)))
+    learned = nn.is_quantizer_state(model)
+    paths = {path for path, is_learned in nnx.to_flat_state(learned) if is_learned}
+    assert paths == {path for path, _ in nnx.to_flat_state(nnx.state(model, nn.QuantizerParam))}
+    groups = jax.tree.map(lambda is_learned: "steps" if is_learned else "weights", learned)
+    rates = {"steps": optax.sgd(0.25), "weights": optax.sgd(0.5)}
+    decayed = jax.tree.map(lambda is_learned: not is_learned, learned)
+    optimizer = nnx.Optimizer(
+        model,
+        optax.chain(
+            optax.add_decayed_weights(1.0, mask=decayed), optax.multi_transform(rates, groups)
+        ),
+        wrt=nnx.Param,
+    )
+
+    @nnx.jit
+    def update(model, optimizer):
+        optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+
+    before = nnx.to_flat_state(nnx.state(nnx.clone(model), nnx.Param))
+    update(model, optimizer)
+    after = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    assert any(path in paths for path, _ in before)
+    for path, old in before:
+        wanted = old[...] - (0.25 if path in paths else 0.5 * (1 + old[...]))
+        np.testing.assert_allclose(after[path][...], wanted, rtol=1e-6, err_msg=str(path))

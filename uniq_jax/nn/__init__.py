@@ -20,6 +20,7 @@ from uniq_jax.nn.state import QuantizerParam as QuantizerParam
 from uniq_jax.nn.state import Scale as Scale
 from uniq_jax.nn.state import Step as Step
 from uniq_jax.nn.state import Threshold as Threshold
+from uniq_jax.nn.state import is_quantizer_state as is_quantizer_state
 from uniq_jax.nn.weight_methods import LsqWeight as LsqWeight
 from uniq_jax.nn.weight_methods import N2uqWeight as N2uqWeight
 from uniq_jax.nn.weight_methods import UniqWeight as UniqWeight
