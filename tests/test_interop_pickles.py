@@ -16,7 +16,7 @@ import pytest
 
 from uniq_jax import interop
 from uniq_jax.interop import pickles
-from uniq_jax.interop.files import STATE_DICT_KEYS
+from uniq_jax.interop.nesting import STATE_DICT_KEYS
 
 MAGIC = struct.pack(
     "<2sBB10s1s", b"\x80\x02", 0x8A, 10, (0x1950A86A20F9469CFC6C).to_bytes(10, "little"), b"."

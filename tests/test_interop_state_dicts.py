@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from uniq_jax import models
-from uniq_jax.interop import load_torch_state_dict, to_torch_state_dict
+from uniq_jax.interop import by_path, load_torch_state_dict, to_torch_state_dict
 from uniq_jax.nn import UniqActivation, UniqWeight
 from uniq_jax.quantization import quantize
 from uniq_jax.quantizers import uniq_weight_initial_step
@@ -178,7 +178,7 @@ def test_layouts():
     np.testing.assert_array_equal(model.bn1.scale[...], state_dict["bn1.weight"])
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "net", "model"])
+@pytest.mark.parametrize("wrapper", ["state_dict", "net", "model", "model_ema"])
 def test_wrapped_and_prefixed(wrapper):
     model = zeros("resnet8")
     state_dict = random_like(to_torch_state_dict(model))
@@ -197,7 +197,10 @@ def test_counters_constants_and_unused_steps_come_back():
     }
     state_dict = {**random_like(to_torch_state_dict(model)), **extra}
     state_dict = {name: np.asarray(value) for name, value in state_dict.items()}
-    assert not load_torch_state_dict(model, state_dict).unexpected
+    report = load_torch_state_dict(model, state_dict)
+    assert not report.unexpected
+    assert report.kept.keys() == extra.keys()
+    assert "2 kept (steps of layers that are float here): conv1.quan_w.delta" in str(report)
     # They go with the model where it is taken apart, copied and put together.
     model = nnx.merge(*nnx.split(nnx.clone(model)))
     assert_same_bytes(to_torch_state_dict(model), state_dict)
@@ -276,6 +279,26 @@ def test_torchvision_weights_start_n2uqs_network():
     assert all("/act" in path for path in new)
 
 
+def test_torchvision_weights_start_n2uqs_mobilenet():
+    """N2UQ's first block expands, torchvision's does not: the rest of it is taken all the same."""
+    first = zeros("mobilenet_v2")
+    state_dict = random_like(to_torch_state_dict(first))
+    load_torch_state_dict(first, state_dict)
+    model = zeros("mobilenet_v2", method="n2uq", weight_bits=4, activation_bits=4)
+    report = load_torch_state_dict(model, state_dict)
+    assert report.scheme == "torchvision"
+    assert not report.unexpected
+    for path in ("conv2/kernel", "bn2/mean", "conv3/kernel", "bn3/scale"):
+        layer, variable = path.split("/")
+        there, here = (getattr(getattr(m.blocks[0], layer), variable) for m in (first, model))
+        np.testing.assert_array_equal(here[...], there[...])
+    new = {path for path, why in report.missing.items() if why == "keeps its initial value"}
+    assert {path for path in new if "/act" not in path} == {
+        "blocks/0/conv1/kernel",
+        *(f"blocks/0/bn1/{variable}" for variable in ("scale", "bias", "mean", "var")),
+    }
+
+
 def test_refusals():
     model = zeros("resnet8")
     good = random_like(to_torch_state_dict(model))
@@ -291,6 +314,18 @@ def test_refusals():
     without = {name: value for name, value in good.items() if name != "bn1.bias"}
     with pytest.raises(ValueError, match=r"strictly[\s\S]*1 missing \(keeps.*\): bn1/bias"):
         load_torch_state_dict(model, without, strict=True)
+    smaller = {n: v[:5] if n.startswith("linear") else v for n, v in good.items()}
+    with pytest.raises(ValueError, match=r"of 1 more they disagree.*linear.*num_classes"):
+        load_torch_state_dict(model, smaller)
+    with pytest.raises(ValueError, match=r"'linear.\w+'\] has shape .*num_classes"):
+        by_path(model, smaller)
+    for nothing in ({}, {"net": {}}, {"weights": good}):
+        with pytest.raises(ValueError, match=r"under one of the keys net, .*; its keys are \w+"):
+            load_torch_state_dict(model, nothing)
+    with pytest.raises(TypeError, match=r"must be a mapping of names to arrays, not str; .*read"):
+        load_torch_state_dict(model, "network.pth")  # type: ignore
+    with pytest.raises(TypeError, match="must have names as keys, not 0"):
+        load_torch_state_dict(model, {0: np.zeros(3)})  # type: ignore
     more = {**good, "head.weight": np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match=r"strictly[\s\S]*1 unexpected .*: head.weight"):
         load_torch_state_dict(model, more, strict=True)

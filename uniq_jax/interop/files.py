@@ -11,15 +11,10 @@ import numpy as np
 
 from uniq_jax.interop import npz, safetensors_file, torch_file, torch_writer
 from uniq_jax.interop.dtypes import DTYPES
+from uniq_jax.interop.nesting import find_state_dict, without_module
 from uniq_jax.interop.pickles import Inert
 from uniq_jax.interop.torch_file import Checkpoint
 
-# Keys under which programs save the state dict of a network, the first of which is taken.
-STATE_DICT_KEYS = (
-    *("net", "state_dict", "model_state_dict", "model", "network", "module"),
-    *("ema", "model_ema", "ema_state_dict", "state_dict_ema"),
-)
-_MAX_NESTING = 4
 _LEGACY_MAGIC_BYTES = torch_file.LEGACY_MAGIC.to_bytes(10, "little")
 _FORMATS = "PyTorch's (.pth, .pt, .pth.tar), .safetensors or .npz"
 _show = reprlib.Repr()
@@ -64,8 +59,7 @@ def read_state_dict(path: str | Path, *, key: str | None = None) -> dict[str, np
             raise ValueError(f"{path} {error}") from error
     if not arrays:
         raise ValueError(f"{path} has no tensor")
-    prefix = "module." if all(name.startswith("module.") for name in arrays) else ""
-    return {name.removeprefix(prefix): array for name, array in arrays.items()}
+    return without_module(arrays)
 
 
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -153,7 +147,7 @@ def _state_dict(checkpoint: Checkpoint, key: str | None) -> dict[str, np.ndarray
     if key is not None and not isinstance(root.get(key), dict):
         keys = [name for name, value in root.items() if isinstance(value, dict)]
         raise ValueError(f"has no dictionary under key (={key!r}); it has {_show.repr(keys)}")
-    found = _find(root if key is None else root[key], _MAX_NESTING)
+    found = find_state_dict(root if key is None else root[key], torch_file.is_tensor)
     if found is None:
         inner = {name: value for name, value in root.items() if _has_tensors(value)}
         if len(inner) > 1:
@@ -167,17 +161,6 @@ def _state_dict(checkpoint: Checkpoint, key: str | None) -> dict[str, np.ndarray
             except ValueError as error:
                 raise ValueError(f"has a tensor {_show.repr(name)} that {error}") from error
     return arrays
-
-
-def _find(tree: Any, depth: int) -> dict[str, Any] | None:
-    """The dictionary to take, or None if only unknown keys could lead to one."""
-    if not isinstance(tree, dict) or not depth:
-        return None
-    for key in STATE_DICT_KEYS:
-        found = _find(tree.get(key), depth - 1)
-        if found is not None:
-            return found
-    return tree if _has_tensors(tree) else None
 
 
 def _has_tensors(tree: Any) -> bool:

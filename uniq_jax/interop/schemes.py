@@ -173,22 +173,19 @@ def _pytorchcv_unit(match: re.Match[str]) -> str:
 
 
 def _mobilenet_v2(paths: Collection[str]) -> list[Scheme]:
-    expands_first = "blocks/0/conv1/kernel" in paths
-    vision: list[tuple[str, Replacement]] = [
+    vision = (
         (r"^conv1\.", "features.0.0."),
         (r"^bn1\.", "features.0.1."),
         (r"^conv2\.", "features.18.0."),
         (r"^bn2\.", "features.18.1."),
         (r"^fc\.", "classifier.1."),
-    ]
-    if not expands_first:
-        vision += [
-            (r"^blocks\.0\.conv2\.", "features.1.conv.0.0."),
-            (r"^blocks\.0\.bn2\.", "features.1.conv.0.1."),
-            (r"^blocks\.0\.conv3\.", "features.1.conv.1."),
-            (r"^blocks\.0\.bn3\.", "features.1.conv.2."),
-        ]
-    vision += [
+        # Its first block does not expand: what does so here has a name that it has nowhere.
+        (r"^blocks\.0\.conv1\.", "features.1.expand.0."),
+        (r"^blocks\.0\.bn1\.", "features.1.expand.1."),
+        (r"^blocks\.0\.conv2\.", "features.1.conv.0.0."),
+        (r"^blocks\.0\.bn2\.", "features.1.conv.0.1."),
+        (r"^blocks\.0\.conv3\.", "features.1.conv.1."),
+        (r"^blocks\.0\.bn3\.", "features.1.conv.2."),
         (r"^blocks\.(\d+)\.conv3\.", _later("features.{0}.conv.2.")),
         (r"^blocks\.(\d+)\.bn3\.", _later("features.{0}.conv.3.")),
         (r"^blocks\.(\d+)\.conv1\.", _later("features.{0}.conv.0.0.")),
@@ -196,7 +193,7 @@ def _mobilenet_v2(paths: Collection[str]) -> list[Scheme]:
         (r"^blocks\.(\d+)\.conv2\.", _later("features.{0}.conv.1.0.")),
         (r"^blocks\.(\d+)\.bn2\.", _later("features.{0}.conv.1.1.")),
         *_QUANTIZERS,
-    ]
+    )
     n2uq = (
         *_QUANTIZERS,
         *_BIASED_PRELU,
@@ -215,7 +212,7 @@ def _mobilenet_v2(paths: Collection[str]) -> list[Scheme]:
         (r"\bunit(\d+)\.bn(\d)\.", r"unit\1.conv\2.bn."),
     )
     is_biased = any("/act1/" in path for path in paths)
-    schemes = [Scheme("torchvision", tuple(vision)), Scheme("n2uq", n2uq)]
+    schemes = [Scheme("torchvision", vision), Scheme("n2uq", n2uq)]
     last = Scheme("pytorchcv", cv, frozenset({"output.weight"}))
     return [*(reversed(schemes) if is_biased else schemes), last]
 
