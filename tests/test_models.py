@@ -149,6 +149,48 @@ def test_a_shortcut_and_a_name_that_are_none():
         models.create("preact_resnet20", num_classes=10, shortcut="A", rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": 18}, r"name \(=18\) must be one of alexnet"),
+        ({"num_classes": 0}, r"num_classes \(=0\) must be an integer, at least 1"),
+        ({"num_classes": 10.0}, r"num_classes \(=10.0\) must be"),
+        ({"granularity": "kernel"}, r"granularity \(='kernel'\) must be 'layer' or 'channel'"),
+        ({"weight_bits": 2}, r"weight_bits \(=2\) must be None where method is None"),
+        ({"method": "uniqq"}, r"method \(='uniqq'\) must be one of 'uniq', .*or None"),
+        ({"method": "uniq", "weight_bits": 2}, r"activation_bits \(=None\) must be given"),
+        ({"method": "lsq", "weight_bits": 9, "activation_bits": 2}, r"weight_bits \(=9\).*1 to 8"),
+        ({"method": "lsq", "weight_bits": "2", "activation_bits": 2}, r"weight_bits \(='2'\)"),
+        *(
+            (
+                {"method": method, "weight_bits": 6, "activation_bits": 6},
+                rf"activation_bits \(=6\) must be an integer from 1 to 5 for method '{method}'",
+            )
+            for method in ("n2uq", "uniq_n2uq")
+        ),
+        (
+            {"method": "n2uq", "weight_bits": 2, "activation_bits": 2, "granularity": "channel"},
+            r"granularity \(='channel'\) must be 'layer' for method 'n2uq'",
+        ),
+    ],
+)
+def test_wrong_arguments_of_create_are_named(arguments, message):
+    good = {"name": "resnet8", "num_classes": 10, "rngs": nnx.Rngs(0)}
+    with pytest.raises(ValueError, match=message):
+        models.create(**(good | arguments))
+
+
+def test_the_vits_last_layer_has_a_signed_input_with_every_method():
+    for method in ("uniq", "lsq", "uniq_n2uq"):
+        model = nnx.eval_shape(
+            lambda method=method: models.create(
+                "vit_s16", num_classes=10, depth=1, rngs=nnx.Rngs(0),
+                method=method, weight_bits=2, activation_bits=2,
+            )
+        )  # fmt: skip
+        assert model.head.activation_quantizer.method.signed
+
+
 def test_every_name_is_the_network_it_says():
     kinds = {
         "alexnet": models.AlexNet,

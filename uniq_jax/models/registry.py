@@ -2,8 +2,9 @@
 
 import difflib
 import functools
+import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flax import nnx
 
@@ -64,10 +65,12 @@ def create(
 ) -> nnx.Module:
     """Builds a network by name.
 
-    Without a method it is the float network. With "n2uq" the ResNets and MobileNet-V2 have the
-    shape of N2UQ's paper (`activation="biased_prelu"`, which gives that shape without a method
-    too). Each method's treatment of first, last and shortcut layers is that of its preset in
-    `uniq_jax.rules`.
+    Without a method it is the float network. With "n2uq" the ResNets-18, -34, -50 and -101 and
+    MobileNet-V2 have the shape of N2UQ's paper (`activation="biased_prelu"`, which gives that shape
+    without a method too); the others keep theirs. Each method's treatment of first, last and
+    shortcut layers is that of its preset in `uniq_jax.rules`. N2UQ's activations have no negative
+    levels: in the ViT, and in MobileNet-V2 with "uniq_n2uq", low-bit layers lose the negative part
+    of their inputs.
 
     Args:
       name: a key of `MODELS`.
@@ -78,15 +81,15 @@ def create(
       activation_bits: 1 to 8, where N2UQ quantizes activations 1 to 5; given if and only if there
         is a method.
       granularity: of learned weight steps: "layer", one, or "channel", one for each output channel.
-        N2UQ's weights have none, and take "layer" only.
+        N2UQ's weights have none, and take "layer" only; without a method it says nothing.
       quantize_downsample: whether shortcut convolutions are quantized too; at one bit UniQ and
         N2UQ never do.
       **options: further arguments of the network, `in_features` for example.
 
     Raises:
       TypeError: if the network takes no such option.
-      ValueError: if there is no network or method of that name, or a width is missing or out of
-        range.
+      ValueError: if there is no network, method or granularity of that name, `num_classes` is no
+        positive integer, or a width is missing or out of range.
 
     Example:
       >>> from flax import nnx
@@ -96,21 +99,31 @@ def create(
       >>> model.layer1[0].conv1.weight_quantizer.method
       UniqWeight(bits=2, granularity='layer')
     """
-    if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=1)
+    if not isinstance(name, str) or name not in MODELS:
+        close = difflib.get_close_matches(str(name), MODELS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"name (={name!r}) must be one of {', '.join(sorted(MODELS))}{hint}")
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
+        raise ValueError(f"num_classes (={num_classes!r}) must be an integer, at least 1")
+    if granularity not in ("layer", "channel"):
+        raise ValueError(f"granularity (={granularity!r}) must be 'layer' or 'channel'")
     widths = {"weight_bits": weight_bits, "activation_bits": activation_bits}
     if method is None:
         for key, value in widths.items():
             if value is not None:
                 raise ValueError(f"{key} (={value}) must be None where method is None")
         return MODELS[name](num_classes=num_classes, rngs=rngs, **options)
+    if method not in get_args(Method):
+        allowed = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"method (={method!r}) must be one of {allowed}, or None")
     for key, value in widths.items():
         if value is None:
             raise ValueError(f"{key} (=None) must be given for method {method!r}")
-    if granularity not in ("layer", "channel"):
-        raise ValueError(f"granularity (={granularity!r}) must be 'layer' or 'channel'")
+        largest = 5 if key == "activation_bits" and "n2uq" in method else 8
+        if value not in range(1, largest + 1):
+            raise ValueError(
+                f"{key} (={value!r}) must be an integer from 1 to {largest} for method {method!r}"
+            )
     arguments: dict[str, Any] = {**widths, "quantize_shortcut": quantize_downsample}
     if method == "n2uq":
         if granularity != "layer":
@@ -124,9 +137,7 @@ def create(
         preset = rules.uniq(**arguments, granularity=granularity, **_SIGNED.get(name, {}))
     elif method == "lsq":
         preset = rules.lsq(**arguments, granularity=granularity, **_SIGNED.get(name, {}))
-    elif method == "uniq_n2uq":
-        preset = rules.uniq_n2uq(**arguments, granularity=granularity)
     else:
-        allowed = "'uniq', 'n2uq', 'uniq_n2uq', 'lsq' or None"
-        raise ValueError(f"method (={method!r}) must be {allowed}")
+        signed_last = _SIGNED.get(name, {}).get("signed_last", False)
+        preset = rules.uniq_n2uq(**arguments, granularity=granularity, signed_last=signed_last)
     return quantize(MODELS[name](num_classes=num_classes, rngs=rngs, **options), preset)
