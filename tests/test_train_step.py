@@ -154,6 +154,8 @@ def test_parameters_of_another_shape_are_named():
     kernel = np.zeros((5, 5, 1, 4), np.float32)
     with pytest.raises(ValueError, match=r"conv1/kernel of shape \(5, 5, 1, 4\).*\(3, 3, 1, 4\)"):
         start.take({"conv1/kernel": kernel}, state, program)
+    with pytest.raises(ValueError, match=r"config\.init_from names does not fit: .*conv1\.weight"):
+        start.take({"conv1.weight": np.zeros((4, 1, 5, 5), np.float32)}, state, program)
     with pytest.raises(ValueError, match="no parameter of this network; it has other"):
         start.take({"other": kernel}, state, program)
 
@@ -169,6 +171,9 @@ def test_the_report_lists_every_parameter():
     assert "conv1/kernel" in report.new
     assert not set(report.taken) & set(report.new)
     assert "1 left over: extra/kernel" in report.summary()
+    many = dataclasses.replace(report, left_over=tuple(f"{i}/kernel" for i in range(20)))
+    assert "20 left over: 0/kernel, " in many.summary()
+    assert many.summary().endswith("5/kernel and 14 more")
     np.testing.assert_array_equal(taken.params["linear/kernel"], 1)
     np.testing.assert_array_equal(taken.params["conv1/kernel"], state.params["conv1/kernel"])
     # Weight quantizers start from what was taken, the others stay.

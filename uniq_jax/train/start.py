@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,15 @@ class Report:
         parts = [
             f"{len(self.taken)} arrays taken",
             f"{len(self.new) - len(new)} of quantizers new",
-            f"{len(new)} others new{': ' if new else ''}{', '.join(new)}",
-            f"{len(self.left_over)} left over{': ' if self.left_over else ''}"
-            f"{', '.join(self.left_over)}",
+            f"{len(new)} others new{_named(new)}",
+            f"{len(self.left_over)} left over{_named(self.left_over)}",
         ]
         return "; ".join(parts)
+
+
+def _named(paths: Sequence[str], few: int = 6) -> str:
+    more = f" and {len(paths) - few} more" if len(paths) > few else ""
+    return f": {', '.join(paths[:few])}{more}" if paths else ""
 
 
 def build_model(
@@ -119,7 +123,10 @@ def take(
       ValueError: if two shapes disagree (the message names the path and both), or if no path of
         `source` is known.
     """
-    source = interop.by_path(program.build(state.params, state.statistics), source)
+    try:
+        source = interop.by_path(program.build(state.params, state.statistics), source)
+    except ValueError as error:
+        raise ValueError(f"what config.init_from names does not fit: {error}") from None
     here = {**state.params, **state.statistics}
     for path in here.keys() & source.keys():
         if source[path].shape != here[path].shape:
