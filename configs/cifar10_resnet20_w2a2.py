@@ -5,7 +5,8 @@
 
 TFDS_DIR holds a prepared `cifar10` (`tfds build cifar10 --file_format=array_record`, or TFDS's
 `download_and_prepare` with that format). FLOAT is a float ResNet-20 with shortcut A: a workdir of
-this package, or an .npz of PyTorch's names. Without one, `:float_epochs=160` trains it first.
+this package, or a file (.pth, .safetensors or .npz) of PyTorch's names. Without one,
+`:float_epochs=160` trains it first.
 
 Arguments, as in `…w2a2.py:bits=1,method=n2uq`, are those of `uniq_jax.recipes.arguments`.
 

@@ -8,14 +8,15 @@ Paper: N2UQ, CVPR 2022 (arXiv:2111.14826), the ImageNet experiments. Published: 
 
 TFDS_DIR holds a prepared `imagenet2012`. FLOAT holds float weights, torchvision's or those of a
 workdir; without any, `:float_epochs=128` trains them first, in N2UQ's shape and by the same recipe.
-`:smoke` takes a few steps on embedded data; the other arguments are those of
-`uniq_jax.recipes.arguments`.
+`:smoke` takes a few steps on embedded data, gray images of ten classes, without FLOAT; the other
+arguments are those of `uniq_jax.recipes.arguments`.
 
 Recipe, the program's where the paper differs: Adam (0.9, 0.999), rate 1.25e-3 at batch 256 (the
 paper: 2.5e-3 at 512), by a line to 0 over 128 epochs, no decay, thresholds and scales at a tenth of
-the rate; from torchvision's float weights. First convolution and last layer stay float; the last
-1x1 convolution's input is quantized by PACT. Not as in the recipe yet: the program's loss is soft
-labels of a ResNet-101 alone, here it is the labels; no random resized crops (see
+the rate; from torchvision's float weights, in which the first block does not expand: its expanding
+convolution starts new. First convolution and last layer stay float; the last 1x1 convolution's
+input is quantized by PACT. Not as in the recipe yet: the program's loss is soft labels of a
+ResNet-101 alone, here it is the labels; no random resized crops, no ImageNet from disk (see
 `uniq_jax.recipes`).
 """
 

@@ -9,16 +9,16 @@ the same recipe 77.0. Cost: not measured.
 
 TFDS_DIR holds a prepared `imagenet2012`. FLOAT holds float weights, torchvision's or those of a
 workdir; without any, `:float_epochs=128` trains them first, in N2UQ's shape and by the same recipe.
-`:smoke` takes a few steps on embedded data; the other arguments are those of
-`uniq_jax.recipes.arguments`.
+`:smoke` takes a few steps on embedded data, gray images of ten classes, without FLOAT; the other
+arguments are those of `uniq_jax.recipes.arguments`.
 
 Recipe, the program's where the paper differs: Adam (0.9, 0.999), rate 1.25e-3 at batch 256 (the
 paper: 2.5e-3 at 512), by a line to 0 over 128 epochs, no decay, thresholds and scales at a tenth of
 the rate; from torchvision's float weights where shortcut convolutions are float, else from a float
 network that was trained in N2UQ's shape. First convolution and last layer stay float; shortcut
 convolutions have the low width, or stay float by `:float_shortcut`. Not as in the recipe yet: the
-program's loss is soft labels of a ResNet-101 alone, here it is the labels; no random resized crops
-(see `uniq_jax.recipes`).
+program's loss is soft labels of a ResNet-101 alone, here it is the labels; no random resized crops,
+no ImageNet from disk (see `uniq_jax.recipes`).
 """
 
 from uniq_jax import recipes

@@ -9,7 +9,8 @@ not found by us. Cost: not measured.
 
 TFDS_DIR holds a prepared `cifar100`. FLOAT holds weights of the float network; without any,
 `:float_epochs=120` trains them first, at rate 0.1 and decay 5e-4. `:smoke` takes a few steps on
-embedded data; the other arguments are those of `uniq_jax.recipes.arguments`.
+embedded data, gray images of ten classes, without FLOAT; the other arguments are those of
+`uniq_jax.recipes.arguments`.
 
 Recipe, the program's, with the rate and decay of its author's later configs for CIFAR: SGD with
 momentum 0.9, rate 0.01 by a cosine to 0, decay 5e-4 on everything but steps, batch 128, 120 epochs;

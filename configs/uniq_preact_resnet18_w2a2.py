@@ -9,14 +9,16 @@ not found by us. Cost: not measured.
 
 TFDS_DIR holds a prepared `imagenet2012`. FLOAT holds weights of the float network; without any,
 `:float_epochs=120` trains them first, at rate 0.1 and decay 5e-4. `:smoke` takes a few steps on
-embedded data; the other arguments are those of `uniq_jax.recipes.arguments`.
+embedded data, gray images of ten classes, without FLOAT; the other arguments are those of
+`uniq_jax.recipes.arguments`.
 
 Recipe, the program's, with the rate of its author's later configs for CIFAR: SGD with momentum 0.9,
 rate 0.01 by a cosine to 0, decay 1e-4 on everything but steps, batch 256, 120 epochs; from a float
 checkpoint, with steps from 100 calibration batches. First and last layer have 8 bits, the first
 one's input on the signed grid; shortcut convolutions have the low width, or stay float by
 `:float_shortcut`. One step for each layer; `:granularity=channel` takes one for each output channel
-of weights. Not as in the recipe yet: no random resized crops (see `uniq_jax.recipes`).
+of weights. Not as in the recipe yet: no random resized crops, no ImageNet from disk (see
+`uniq_jax.recipes`).
 """
 
 from uniq_jax import recipes
