@@ -79,6 +79,13 @@ def test_rules_are_a_list_of_rules(bad):
         quantize(Mlp(nnx.Rngs(0)), bad)
 
 
+def test_a_model_without_values_is_quantized_where_its_shapes_are_found():
+    with pytest.raises(TypeError, match=r"^head: kernel is a ShapeDtypeStruct"):
+        quantize(nnx.eval_shape(lambda: Mlp(nnx.Rngs(0))), EVERYTHING)
+    model = nnx.eval_shape(lambda: quantize(Mlp(nnx.Rngs(0)), EVERYTHING))
+    assert methods(model.stem) == methods(model.head) == (UniqWeight(2), UniqActivation(2))
+
+
 def test_a_model_is_one_of_nnx():
     with pytest.raises(TypeError, match=r"model \(a Dense\) .* uniq_jax\.linen"):
         quantize(linen.Dense(3), EVERYTHING)  # type: ignore

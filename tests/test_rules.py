@@ -223,3 +223,5 @@ def test_a_rule_matches_the_whole_path():
 def test_a_path_that_is_no_regular_expression():
     with pytest.raises(ValueError, match=r"path \(='\*conv'\) is no regular expression"):
         rules.Rule("*conv")
+    with pytest.raises(ValueError, match=r"path \(=3\) is no regular expression"):
+        rules.Rule(3)  # type: ignore

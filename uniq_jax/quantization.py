@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any
 
+import jax
 from flax import nnx
 
 from uniq_jax.nn import QuantConv, QuantEinsum, QuantLayer, QuantLinear, QuantLinearGeneral
@@ -49,8 +50,9 @@ def quantize(model: nnx.Module, rules: Sequence[Rule]) -> nnx.Module:
       The same model.
 
     Raises:
-      TypeError: if `model` is no NNX module, or `rules` no sequence of `Rule`; if a layer was given
-        a function of its own in place of `lax.conv_general_dilated`, `lax.dot_general`,
+      TypeError: if `model` is no NNX module, or `rules` no sequence of `Rule`; if a kernel is a
+        ShapeDtypeStruct (quantize within `nnx.eval_shape` rather than its result); if a layer was
+        given a function of its own in place of `lax.conv_general_dilated`, `lax.dot_general`,
         `jnp.einsum` or `promote_dtype`, or is a subclass as described.
       ValueError: if a rule that is not optional decides about no layer, with the paths there are;
         if the model was quantized before; if a layer cannot be quantized as its rule says, or
@@ -155,6 +157,11 @@ def _quantized(path: str, layer: Any, kind: type[QuantLayer], rule: Rule) -> Qua
             f"{path}: {type(layer).__name__} is a subclass of nnx.{kind.float_type.__name__} with "
             f"{', '.join(own)} of its own, which {kind.__name__} would pass over; leave it float "
             f"by a rule Rule({path!r}) before the others"
+        )
+    if isinstance(layer.kernel.get_value(), jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"{path}: kernel is a ShapeDtypeStruct and must be an array; call quantize within "
+            "nnx.eval_shape, on the model as it is built there"
         )
     try:
         return kind.from_float(layer, weight=rule.weight, activation=rule.activation)

@@ -1,4 +1,12 @@
-"""Which layer gets which quantizers: ordered rules over paths, and the papers' presets."""
+"""Which layer gets which quantizers: ordered rules over paths, and the papers' presets.
+
+The presets know some usual names of first, last and shortcut layers. Where a model has others, they
+are arguments; an end that no path matches is an error of `uniq_jax.quantize`, which lists paths.
+
+    rules.uniq(bits=2)                                               ends named as in torchvision
+    rules.uniq(bits=2, last="Dense_0")                               Flax's ImageNet ResNet
+    rules.uniq(bits=2, first=None, signed=".*", signed_last=True)    a transformer on tokens
+"""
 
 import dataclasses
 import re
@@ -42,7 +50,7 @@ class Rule:
     def __post_init__(self):
         try:
             re.compile(self.path)
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise ValueError(f"path (={self.path!r}) is no regular expression: {error}") from None
 
     def matches(self, path: str) -> bool:
@@ -113,11 +121,15 @@ def uniq(
       quantize_shortcut: whether shortcut convolutions are quantized too (at one bit they never
         are).
       signed: regular expression of the paths of layers whose inputs are not rectified, the linear
-        bottlenecks of MobileNet-V2 for example: they get the signed grid.
+        bottlenecks of MobileNet-V2 for example, or ".*" for a transformer: they get the signed
+        grid. Elsewhere but in the first layer, negative inputs become 0.
       signed_last: whether the last layer's input is not rectified.
       first: regular expression of the first layer's path, or None to treat none apart.
       last: regular expression of the last layer's path, or None likewise.
       shortcut: regular expression of the shortcut convolutions' paths.
+
+    Returns:
+      Rules for `uniq_jax.quantize`, in order.
 
     Raises:
       ValueError: if a width is missing or out of range, or `granularity` is unknown.
@@ -151,6 +163,8 @@ def n2uq(
 ) -> list[Rule]:
     """N2UQ's treatment of a network: the first and last layer float, all others low-bit.
 
+    Its activations have no negative levels: inputs below the first learned threshold become 0.
+
     Args:
       bits: width of weights and activations, unless given apart.
       weight_bits: 1 to 8.
@@ -162,6 +176,9 @@ def n2uq(
       first: regular expression of the first layer's path, or None to treat none apart.
       last: regular expression of the last layer's path, or None likewise.
       shortcut: regular expression of the shortcut convolutions' paths.
+
+    Returns:
+      Rules for `uniq_jax.quantize`, in order.
 
     Raises:
       ValueError: if a width is missing or out of range.
@@ -201,6 +218,9 @@ def uniq_n2uq(
       first: regular expression of the first layer's path, or None to treat none apart.
       last: regular expression of the last layer's path, or None likewise.
       shortcut: regular expression of the shortcut convolutions' paths.
+
+    Returns:
+      Rules for `uniq_jax.quantize`, in order.
 
     Raises:
       ValueError: if a width is missing or out of range, or `granularity` is unknown.
@@ -245,6 +265,9 @@ def lsq(
       first: regular expression of the first layer's path, or None to treat none apart.
       last: regular expression of the last layer's path, or None likewise.
       shortcut: regular expression of the shortcut convolutions' paths.
+
+    Returns:
+      Rules for `uniq_jax.quantize`, in order.
 
     Raises:
       ValueError: if a width is missing or out of range, or `granularity` is unknown.
