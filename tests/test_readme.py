@@ -6,12 +6,16 @@ import re
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def test_python_blocks_run():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_python_blocks_run(capsys):
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) >= 3
     namespace = {"__name__": "readme"}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert printed
+    assert printed in text
 
 
 def test_make_targets_and_files_exist():
