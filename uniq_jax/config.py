@@ -52,7 +52,11 @@ def base() -> ml_collections.ConfigDict:
 
 
 def phase(method: str = "float", **values: Any) -> ml_collections.ConfigDict:
-    """Every key of a phase with its default, overridden by `values`; `optimizer` is merged.
+    """Every key of a phase with its default, overridden by `values`.
+
+    Args:
+      method: of the phase.
+      **values: of keys; the sections `optimizer` and `loss` are merged.
 
     Raises:
       ConfigError: if a value's key is unknown.
@@ -77,12 +81,21 @@ def phase(method: str = "float", **values: Any) -> ml_collections.ConfigDict:
                 "weight_decay": 5e-4,
                 "quantizer_rate_multiplier": 1.0,
             },
+            "loss": {
+                "label_smoothing": 0.0,
+                "teacher": "",
+                "teacher_model": "",
+                "teacher_options": {},
+                "teacher_weight": 1.0,
+                "teacher_temperature": 1.0,
+            },
         }
     )
-    optimizer = values.pop("optimizer", {})
+    optimizer, loss = values.pop("optimizer", {}), values.pop("loss", {})
     for target, given, prefix in (
         (section, values, "phase"),
         (section.optimizer, optimizer, "phase.optimizer"),
+        (section.loss, loss, "phase.loss"),
     ):
         for key, value in given.items():
             if key not in target:

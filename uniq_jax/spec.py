@@ -4,7 +4,7 @@ Field names are the config's keys; `uniq_jax.config` builds these from a ConfigD
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 
@@ -86,6 +86,28 @@ class OptimizerSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class LossSpec:
+    """What a phase minimizes: see `uniq_jax.train.losses`.
+
+    Attributes:
+      label_smoothing: share of the labels that is spread evenly over all classes.
+      teacher: a float network whose output the phase learns: a workdir or checkpoint of this
+        package, or a file, as for `init_from`; "" for none.
+      teacher_model: the teacher's key of `uniq_jax.models.MODELS`.
+      teacher_options: further arguments of the teacher's network.
+      teacher_weight: of the teacher's output; the labels have the rest. 1 is soft labels alone.
+      teacher_temperature: that both networks' logits are divided by for the teacher's part.
+    """
+
+    label_smoothing: float
+    teacher: str
+    teacher_model: str
+    teacher_options: dict[str, Any]
+    teacher_weight: float
+    teacher_temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
 class PhaseSpec:
     """One training, from the parameters that the phase before it left.
 
@@ -99,6 +121,7 @@ class PhaseSpec:
       calibration_batches: training batches that initial steps are calibrated on; 0 for none.
       total_epochs: of this phase.
       optimizer: of this phase.
+      loss: of this phase.
     """
 
     name: str
@@ -110,6 +133,7 @@ class PhaseSpec:
     calibration_batches: int
     total_epochs: float
     optimizer: OptimizerSpec
+    loss: LossSpec
 
     @property
     def is_float(self) -> bool:
@@ -237,6 +261,7 @@ def check(spec: RunSpec) -> None:
             optimizer.momentum,
             "in [0, 1)",
         )
+        _check_loss(phase_.loss, f"{name}.loss", require)
         if phase_.method == "n2uq":
             rule = "'layer' for method 'n2uq', whose weights have no learned step"
             key = f"{name}.granularity"
@@ -249,3 +274,33 @@ def check(spec: RunSpec) -> None:
             else:
                 rule = f"in 1..{largest} for method {phase_.method!r}"
                 require(1 <= value <= largest, f"{name}.{key}", value, rule)
+
+
+def _check_loss(loss: LossSpec, key: str, require: Callable[[bool, str, Any, str], None]) -> None:
+    require(
+        0 <= loss.label_smoothing < 1, f"{key}.label_smoothing", loss.label_smoothing, "in [0, 1)"
+    )
+    require(0 < loss.teacher_weight <= 1, f"{key}.teacher_weight", loss.teacher_weight, "in (0, 1]")
+    require(
+        loss.teacher_temperature > 0,
+        f"{key}.teacher_temperature",
+        loss.teacher_temperature,
+        "above 0",
+    )
+    if loss.teacher:
+        rule = f"the name of the network that config.{key}.teacher (={loss.teacher!r}) holds"
+        require(bool(loss.teacher_model), f"{key}.teacher_model", loss.teacher_model, rule)
+        rule = "0 where config." + key + ".teacher_weight is 1, as the labels don't count"
+        smooths = loss.label_smoothing > 0 and loss.teacher_weight == 1
+        require(not smooths, f"{key}.label_smoothing", loss.label_smoothing, rule)
+        return
+    alone: dict[str, Any] = {
+        "teacher_model": "",
+        "teacher_options": {},
+        "teacher_weight": 1.0,
+        "teacher_temperature": 1.0,
+    }
+    for field, default in alone.items():
+        value = getattr(loss, field)
+        rule = f"{default!r} where config.{key}.teacher names no teacher"
+        require(value == default, f"{key}.{field}", value, rule)

@@ -42,9 +42,11 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
         say(console, f"{workdir} holds the finished run; nothing is left to train")
         return Result.read(workdir)
     run = Run(spec)
-    # Nothing is written before every network was built once, and the float parameters read.
+    # Nothing is written before every network was built once, and the parameters read that they
+    # start from or learn from.
     for phase in spec.phases:
         run.program(phase)
+        run.teacher(phase)
     source = functools.partial(start.read_source, spec.init_from) if spec.init_from else None
     if source is not None:
         start.take(source(), _abstract_state(run, spec.phases[0]), run.program(spec.phases[0]))

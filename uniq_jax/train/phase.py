@@ -104,6 +104,7 @@ def train_phase(
             )
         )
         step_fn, evaluate = run.train_step(program, state), run.evaluator(program)
+        teacher = run.teacher(phase)
         started_s = time.monotonic()
         best_accuracy, accuracy = before.best_accuracy, math.nan
 
@@ -125,7 +126,7 @@ def train_phase(
 
         unreported: tuple[int, Any] | None = None
         for step in range(first_step + 1, total_steps + 1):
-            state, metrics = step_fn(state, run.place(next(batches)))
+            state, metrics = step_fn(state, run.place(next(batches)), teacher)
             # The devices are at work on this step while the one before is read.
             if unreported is not None:
                 report(*unreported)

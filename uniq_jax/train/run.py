@@ -11,10 +11,12 @@ from flax import nnx
 
 from uniq_jax import data
 from uniq_jax.spec import PhaseSpec, RunSpec
-from uniq_jax.train import compilation, optimizer, sharding, start
+from uniq_jax.train import compilation, optimizer, sharding, start, teacher
 from uniq_jax.train.state import (
     Arrays,
+    Network,
     Program,
+    Teacher,
     TrainState,
     eval_step,
     quantizer_state,
@@ -80,21 +82,32 @@ class Run:
 
     def program(self, phase: PhaseSpec) -> Program:
         """Traces the phase's network for what stays the same in all steps; computes nothing."""
-        graphdef, state = nnx.split(nnx.eval_shape(self.builder(phase)))
-        variables = {path: type(variable) for path, variable in nnx.to_flat_state(state)}
+        network = Network.of(nnx.eval_shape(self.builder(phase)))
         rate = optimizer.schedule(
             phase.optimizer,
             total_steps=self.total_steps(phase),
             steps_per_epoch=self.steps_per_epoch,
         )
         return Program(
-            graphdef=graphdef,
-            variables=variables,
+            network=network,
             mean=self._mean,
             std=self._std,
             dtype=jnp.dtype(self.spec.model.dtype),
-            optimizer=optimizer.optimizer(phase.optimizer, rate, quantizer_state(variables)),
+            optimizer=optimizer.optimizer(
+                phase.optimizer, rate, quantizer_state(network.variables)
+            ),
             rate=rate,
+            loss=phase.loss,
+        )
+
+    def teacher(self, phase: PhaseSpec) -> Teacher | None:
+        """Reads the network whose output the phase learns; None where there is none."""
+        return teacher.read(
+            self.spec.model,
+            phase,
+            self.mesh,
+            num_classes=self.train_data.num_classes,
+            in_features=self.train_data.image_shape[-1],
         )
 
     def train_batches(self) -> data.TrainIterator:
