@@ -217,6 +217,11 @@ def test_a_row_runs(tmp_path, run_main):
         ("quantized.total_epochs", 0.0, r"quantized\.total_epochs \(=0\.0\) must be above 0"),
         ("quantized.optimizer.momentum", 1.0, r"optimizer\.momentum \(=1\.0\)"),
         ("quantized.optimizer.warmup_epochs", 2.0, r"warmup_epochs \(=2\.0\) .*total_epochs"),
+        (
+            "quantized.optimizer.quantizer_freeze_fraction",
+            1.5,
+            r"freeze_fraction \(=1\.5\) .*\[0, 1\]",
+        ),
         ("seed", "1", r"config\.seed \(='1'\) must be of type int"),
         ("data.augment", "spin", r"config\.data\.augment \(='spin'\) must be one of 'none'"),
         ("data.mean", (0.5, "x"), r"config\.data\.mean\[1\] \(='x'\) must be of type float"),

@@ -80,6 +80,7 @@ def phase(method: str = "float", **values: Any) -> ml_collections.ConfigDict:
                 "momentum": 0.9,
                 "weight_decay": 5e-4,
                 "quantizer_rate_multiplier": 1.0,
+                "quantizer_freeze_fraction": 0.0,
             },
             "loss": {
                 "label_smoothing": 0.0,

@@ -72,6 +72,7 @@ class OptimizerSpec:
       momentum: of SGD; Adam's first moment.
       weight_decay: on all parameters but learned quantizer state.
       quantizer_rate_multiplier: on the rate of learned quantizer state.
+      quantizer_freeze_fraction: last part of the phase in which learned quantizer state stays.
     """
 
     name: Literal["sgd", "adam"]
@@ -83,6 +84,7 @@ class OptimizerSpec:
     momentum: float
     weight_decay: float
     quantizer_rate_multiplier: float
+    quantizer_freeze_fraction: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +262,12 @@ def check(spec: RunSpec) -> None:
             f"{name}.optimizer.momentum",
             optimizer.momentum,
             "in [0, 1)",
+        )
+        require(
+            0 <= optimizer.quantizer_freeze_fraction <= 1,
+            f"{name}.optimizer.quantizer_freeze_fraction",
+            optimizer.quantizer_freeze_fraction,
+            "in [0, 1]",
         )
         _check_loss(phase_.loss, f"{name}.loss", require)
         if phase_.method == "n2uq":

@@ -94,7 +94,10 @@ class Run:
             std=self._std,
             dtype=jnp.dtype(self.spec.model.dtype),
             optimizer=optimizer.optimizer(
-                phase.optimizer, rate, quantizer_state(network.variables)
+                phase.optimizer,
+                rate,
+                quantizer_state(network.variables),
+                total_steps=self.total_steps(phase),
             ),
             rate=rate,
             loss=phase.loss,
