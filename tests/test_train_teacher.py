@@ -37,12 +37,22 @@ def config_file(tmp_path_factory):
     return path
 
 
+# What else a phase may be told, so that it is resumed too.
+OPTIONS = (
+    "--config.quantized.batch_norm_batches=2",
+    "--config.quantized.optimizer.quantizer_freeze_fraction=0.3",
+)
+
+
 @pytest.fixture
 def runs(config_file, tmp_path, run_main):
     """A float network, and one of two bits that learned its output: both directories."""
     teacher, student = tmp_path / "teacher", tmp_path / "student"
-    for workdir, arg in ((teacher, "epochs=2"), (student, f"epochs=2,teacher={teacher}")):
-        process = run_main(f"--config={config_file}:{arg}", f"--workdir={workdir}")
+    for workdir, arg, options in (
+        (teacher, "epochs=2", ()),
+        (student, f"epochs=2,teacher={teacher}", OPTIONS),
+    ):
+        process = run_main(f"--config={config_file}:{arg}", f"--workdir={workdir}", *options)
         assert process.returncode == 0, process.stderr
     return teacher, student
 
@@ -62,8 +72,9 @@ def test_a_run_learns_from_a_workdir_and_resumes_bit_for_bit(runs, config_file, 
     (resumed / "quantized" / "outcome.json").unlink()
     shutil.rmtree(resumed / "quantized" / "checkpoints" / "20")
     arg = f"epochs=2,teacher={teacher}"
-    process = run_main(f"--config={config_file}:{arg}", f"--workdir={resumed}")
+    process = run_main(f"--config={config_file}:{arg}", f"--workdir={resumed}", *OPTIONS)
     assert process.returncode == 0, process.stderr
+    assert "quantized: estimates batch-norm statistics on 2 batches" in process.stdout
     assert "quantized: resumes at step 16 of 20" in process.stdout
     assert read_metrics(resumed) == read_metrics(student)
     arrays = [read_model(d / "quantized" / "checkpoints") for d in (student, resumed)]

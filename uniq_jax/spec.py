@@ -124,6 +124,8 @@ class PhaseSpec:
       total_epochs: of this phase.
       optimizer: of this phase.
       loss: of this phase.
+      batch_norm_batches: training batches on which batch norms' mean and variance are estimated
+        anew for the last evaluation and checkpoint; 0 keeps the running ones.
     """
 
     name: str
@@ -136,6 +138,7 @@ class PhaseSpec:
     total_epochs: float
     optimizer: OptimizerSpec
     loss: LossSpec
+    batch_norm_batches: int
 
     @property
     def is_float(self) -> bool:
@@ -242,12 +245,9 @@ def check(spec: RunSpec) -> None:
     for phase_ in spec.phases:
         name, optimizer = phase_.name, phase_.optimizer
         require(phase_.total_epochs > 0, f"{name}.total_epochs", phase_.total_epochs, "above 0")
-        require(
-            phase_.calibration_batches >= 0,
-            f"{name}.calibration_batches",
-            phase_.calibration_batches,
-            "at least 0",
-        )
+        for key in ("calibration_batches", "batch_norm_batches"):
+            value = getattr(phase_, key)
+            require(value >= 0, f"{name}.{key}", value, "at least 0")
         require(
             0 <= optimizer.warmup_epochs < phase_.total_epochs,
             f"{name}.optimizer.warmup_epochs",

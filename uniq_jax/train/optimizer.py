@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import jax.numpy as jnp
 import optax
 
 from uniq_jax.spec import OptimizerSpec
@@ -55,6 +54,6 @@ def optimizer(
     transforms = [*direction, slower, optax.scale_by_learning_rate(rate)]
     if spec.quantizer_freeze_fraction:
         first_frozen = round((1 - spec.quantizer_freeze_fraction) * total_steps)
-        moves = optax.scale_by_schedule(lambda step: jnp.where(step < first_frozen, 1.0, 0.0))
+        moves = optax.scale_by_schedule(optax.piecewise_constant_schedule(1.0, {first_frozen: 0.0}))
         transforms.append(optax.masked(moves, dict(is_quantizer_state)))
     return optax.chain(*transforms)

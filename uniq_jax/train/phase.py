@@ -136,6 +136,11 @@ def train_phase(
             if evaluates or saves:
                 report(*unreported)
                 unreported = None
+            if step == total_steps and phase.batch_norm_batches:
+                count = phase.batch_norm_batches
+                progress.note(f"{phase.name}: estimates batch-norm statistics on {count} batches")
+                estimated = run.estimate_statistics(program, state.params, state.statistics, count)
+                state = dataclasses.replace(state, statistics=estimated)
             if evaluates:
                 values = evaluate(state.params, state.statistics)
                 accuracy = values["test_accuracy"]

@@ -1,6 +1,7 @@
 """What the phases of a run share: data, mesh, and how networks and steps are made."""
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import nnx
 
 from uniq_jax import data
 from uniq_jax.spec import PhaseSpec, RunSpec
-from uniq_jax.train import compilation, optimizer, sharding, start, teacher
+from uniq_jax.train import averages, compilation, optimizer, sharding, start, teacher
 from uniq_jax.train.state import (
     Arrays,
     Network,
@@ -138,6 +139,27 @@ class Run:
             out_shardings=(placed, sharding.replicated(self.mesh)),
             compiler_options=compilation.compiler_options(),
         )
+
+    def estimate_statistics(
+        self, program: Program, params: Arrays, statistics: Arrays, count: int
+    ) -> Arrays:
+        """`statistics`, with those of batch norms over the first `count` training batches."""
+        step = jax.jit(
+            functools.partial(averages.batch_statistics, program),
+            out_shardings=sharding.replicated(self.mesh),
+            compiler_options=compilation.compiler_options(),
+        )
+        with self.train_batches() as batches:
+            found = averages.pooled(
+                jax.device_get(step(params, statistics, self.place(batch)))
+                for batch in itertools.islice(batches, count)
+            )
+        return {
+            path: jax.device_put(found[path].astype(old.dtype), old.sharding)
+            if path in found
+            else old
+            for path, old in statistics.items()
+        }
 
     def evaluator(self, program: Program) -> Callable[[Arrays, Arrays], dict[str, float]]:
         """A function of parameters and statistics that evaluates every test example once."""
