@@ -223,6 +223,7 @@ def test_a_row_runs(tmp_path, run_main):
             r"freeze_fraction \(=1\.5\) .*\[0, 1\]",
         ),
         ("quantized.batch_norm_batches", -1, r"quantized\.batch_norm_batches \(=-1\) .*at least 0"),
+        ("quantized.ema_decay", 1.0, r"quantized\.ema_decay \(=1\.0\) must be in \[0, 1\)"),
         ("seed", "1", r"config\.seed \(='1'\) must be of type int"),
         ("data.augment", "spin", r"config\.data\.augment \(='spin'\) must be one of 'none'"),
         ("data.mean", (0.5, "x"), r"config\.data\.mean\[1\] \(='x'\) must be of type float"),

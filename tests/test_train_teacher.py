@@ -40,6 +40,7 @@ def config_file(tmp_path_factory):
 # What else a phase may be told, so that it is resumed too.
 OPTIONS = (
     "--config.quantized.batch_norm_batches=2",
+    "--config.quantized.ema_decay=0.8",
     "--config.quantized.optimizer.quantizer_freeze_fraction=0.3",
 )
 

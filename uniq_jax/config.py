@@ -71,6 +71,7 @@ def phase(method: str = "float", **values: Any) -> ml_collections.ConfigDict:
             "calibration_batches": 0 if method == "float" else 10,
             "total_epochs": 1.0,
             "batch_norm_batches": 0,
+            "ema_decay": 0.0,
             "optimizer": {
                 "name": "sgd",
                 "learning_rate": 0.1,

@@ -126,6 +126,8 @@ class PhaseSpec:
       loss: of this phase.
       batch_norm_batches: training batches on which batch norms' mean and variance are estimated
         anew for the last evaluation and checkpoint; 0 keeps the running ones.
+      ema_decay: of the exponential moving average of parameters and statistics, which is evaluated,
+        and what later runs take from the checkpoints; 0 for none.
     """
 
     name: str
@@ -139,6 +141,7 @@ class PhaseSpec:
     optimizer: OptimizerSpec
     loss: LossSpec
     batch_norm_batches: int
+    ema_decay: float
 
     @property
     def is_float(self) -> bool:
@@ -245,6 +248,7 @@ def check(spec: RunSpec) -> None:
     for phase_ in spec.phases:
         name, optimizer = phase_.name, phase_.optimizer
         require(phase_.total_epochs > 0, f"{name}.total_epochs", phase_.total_epochs, "above 0")
+        require(0 <= phase_.ema_decay < 1, f"{name}.ema_decay", phase_.ema_decay, "in [0, 1)")
         for key in ("calibration_batches", "batch_norm_batches"):
             value = getattr(phase_, key)
             require(value >= 0, f"{name}.{key}", value, "at least 0")

@@ -103,7 +103,7 @@ def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]
         if restored is not None:
             step, state, _ = restored
             say(console, f"{phase.name}: step {step} of {run.total_steps(phase)}")
-            return run.evaluator(run.program(phase))(state.params, state.statistics)
+            return run.evaluator(run.program(phase))(*state.evaluated)
     raise FileNotFoundError(f"workdir (={str(workdir)!r}) has no checkpoint to evaluate")
 
 
@@ -133,7 +133,7 @@ def _result(run: Run, workdir: Path, outcomes: Mapping[str, Outcome]) -> Result:
         restored = checkpoints.restore(_abstract_state(run, last))
     assert restored is not None, "a finished phase has a checkpoint"
     _, state, _ = restored
-    size = deploy.model_size(run.program(last).build(state.params, state.statistics))
+    size = deploy.model_size(run.program(last).build(*state.evaluated))
     return Result(
         dataset=spec.data.name,
         model=spec.model.name,

@@ -139,10 +139,10 @@ def train_phase(
             if step == total_steps and phase.batch_norm_batches:
                 count = phase.batch_norm_batches
                 progress.note(f"{phase.name}: estimates batch-norm statistics on {count} batches")
-                estimated = run.estimate_statistics(program, state.params, state.statistics, count)
-                state = dataclasses.replace(state, statistics=estimated)
+                estimated = run.estimate_statistics(program, *state.evaluated, count)
+                state = state.with_evaluated_statistics(estimated)
             if evaluates:
-                values = evaluate(state.params, state.statistics)
+                values = evaluate(*state.evaluated)
                 accuracy = values["test_accuracy"]
                 writer.write(phase.name, step, values)
                 progress.note(
@@ -155,7 +155,7 @@ def train_phase(
             if saves:
                 latest.save(step, state, progressed())
         if first_step == total_steps:
-            accuracy = evaluate(state.params, state.statistics)["test_accuracy"]
+            accuracy = evaluate(*state.evaluated)["test_accuracy"]
         return Outcome(accuracy, best_accuracy, total_steps, progressed().seconds)
 
 
@@ -180,7 +180,7 @@ def _first_state(
         with contextlib.closing(run.train_batches()) as batches:
             placed = (run.place(batch) for batch in batches)
             state = start.calibrate(program, state, placed, phase.calibration_batches)
-    return state
+    return start.restart_averages(state)
 
 
 def _falls_due(step: int, total_steps: int, every: float) -> bool:

@@ -102,6 +102,7 @@ class Run:
             ),
             rate=rate,
             loss=phase.loss,
+            ema_decay=phase.ema_decay,
         )
 
     def teacher(self, phase: PhaseSpec) -> Teacher | None:

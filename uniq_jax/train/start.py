@@ -101,12 +101,23 @@ def fresh_state(build: Callable[[], nnx.Module], program: Program, mesh: Mesh) -
 
 def _fresh(build: Callable[[], nnx.Module], program: Program) -> TrainState:
     params, statistics = split(build())
+    copies = jax.tree.map(jnp.copy, {**params, **statistics})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         statistics=statistics,
         opt_state=program.optimizer.init(params),
+        averages=copies if program.ema_decay else None,
     )
+
+
+def restart_averages(state: TrainState) -> TrainState:
+    """The state whose averages, where it has some, are its parameters and statistics."""
+    if state.averages is None:
+        return state
+    places = {path: array.sharding for path, array in state.averages.items()}
+    copy = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=places)
+    return dataclasses.replace(state, averages=copy({**state.params, **state.statistics}))
 
 
 def take(

@@ -26,12 +26,31 @@ class TrainState:
       params: what is trained, by path ("layer1/0/conv1/kernel").
       statistics: what the forward pass updates (batch-norm means and variances), by path.
       opt_state: optax's.
+      averages: moving averages of params and statistics, by path; None where there are none.
     """
 
     step: jax.Array
     params: Arrays
     statistics: Arrays
     opt_state: Any
+    averages: Arrays | None = None
+
+    @property
+    def evaluated(self) -> tuple[Arrays, Arrays]:
+        """Parameters and statistics to evaluate: the averages, where there are some."""
+        if self.averages is None:
+            return self.params, self.statistics
+        params, statistics = (
+            {path: self.averages[path] for path in arrays}
+            for arrays in (self.params, self.statistics)
+        )
+        return params, statistics
+
+    def with_evaluated_statistics(self, statistics: Arrays) -> "TrainState":
+        """The state with other statistics to evaluate."""
+        if self.averages is None:
+            return dataclasses.replace(self, statistics=statistics)
+        return dataclasses.replace(self, averages={**self.averages, **statistics})
 
 
 # Compared by identity: as a static argument of `jit` its hash costs nothing.
@@ -92,6 +111,7 @@ class Program:
       optimizer: of the parameters.
       rate: the learning rate by step, for the log.
       loss: what is minimized.
+      ema_decay: of the moving averages; 0 for none.
     """
 
     network: Network
@@ -101,6 +121,7 @@ class Program:
     optimizer: optax.GradientTransformation
     rate: optax.Schedule
     loss: LossSpec
+    ema_decay: float
 
     def build(self, params: Mapping[str, Any], statistics: Mapping[str, Any]) -> nnx.Module:
         """The model with these arrays."""
@@ -181,15 +202,46 @@ def train_step(
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(program.rate(state.step)),
     }
+    params = cast(Arrays, optax.apply_updates(state.params, updates))
+    averages = state.averages
+    if averages is not None:
+        values = {**params, **statistics}
+        averages = moving_average(averages, values, state.step, program.ema_decay)
     return (
         TrainState(
             step=state.step + 1,
-            params=cast(Arrays, optax.apply_updates(state.params, updates)),
+            params=params,
             statistics=statistics,
             opt_state=opt_state,
+            averages=averages,
         ),
         metrics,
     )
+
+
+def moving_average(averages: Arrays, values: Arrays, step: jax.Array, decay: float) -> Arrays:
+    """`d · averages + (1 - d) · values`, with `d = min(decay, (1 + step)/(10 + step))`.
+
+    The smaller first decays forget soon where the average started, as in TensorFlow's
+    `ExponentialMovingAverage`. Averages over the last steps: Polyak and Juditsky, "Acceleration of
+    Stochastic Approximation by Averaging", SIAM J. Control Optim. 30(4), 1992; decaying, Szegedy et
+    al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016 (arXiv:1512.00567),
+    section 8.
+
+    Args:
+      averages: floats, by path.
+      values: of the same paths, shapes and dtypes.
+      step: steps before this one, int32 ().
+      decay: in [0, 1).
+
+    Returns:
+      Of the averages' dtypes.
+    """
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return {
+        path: (old + rate * (values[path] - old)).astype(old.dtype)
+        for path, old in averages.items()
+    }
 
 
 def _losses(
