@@ -1,5 +1,7 @@
 """Losses against their formulas, and the teacher in a step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from flax import nnx
 from uniq_jax import config as c
 from uniq_jax import interop, models
 from uniq_jax.spec import ConfigError
-from uniq_jax.train import losses, start
+from uniq_jax.train import losses, mixup, start
 from uniq_jax.train.run import Run
 from uniq_jax.train.state import join
 
@@ -148,6 +150,39 @@ def next_batch(run):
         return next(batches)
 
 
+def test_mixed_examples_are_what_a_step_learns():
+    run, program, state = make_run(make_spec(mixup_alpha=0.4))
+    batch = run.place(next_batch(run))
+    steps = jnp.arange(200)
+    draw = jax.vmap(lambda step: mixup.share(jax.random.fold_in(jax.random.key(0), step), 0.4))
+    parts = np.asarray(jax.jit(draw)(steps))
+    assert parts.min() >= 0.5
+    assert parts.max() <= 1
+    drawn = np.random.default_rng(0).beta(0.4, 0.4, 100_000)
+    assert abs(parts.mean() - np.maximum(drawn, 1 - drawn).mean()) < 0.04
+
+    @jax.jit
+    def losses_of(state, images):
+        model = program.build(state.params, state.statistics)
+        model.train()
+        return losses.cross_entropy(model(images)[:, None], labels.T)
+
+    images = np.asarray(program.normalize(batch["image"]))
+    partner = np.roll(np.arange(32), 1)
+    labels = jnp.stack([batch["label"], batch["label"][partner]])
+    expected = []
+    for part in parts[:2]:
+        values = np.asarray(losses_of(state, part * images + (1 - part) * images[partner]))
+        expected.append((values @ [part, 1 - part]).mean())
+    step_fn = run.train_step(program, state)
+    again = jax.tree.map(jnp.copy, state)
+    again = dataclasses.replace(again, step=again.step + 1)
+    for start_state, value in ((state, expected[0]), (again, expected[1])):
+        _, metrics = step_fn(start_state, batch)
+        assert float(metrics["loss"]) == pytest.approx(value, rel=1e-4)
+    assert expected[0] != pytest.approx(expected[1], rel=1e-3)
+
+
 def test_smoothed_labels_are_what_a_step_minimizes():
     run, program, state = make_run(make_spec(label_smoothing=0.2))
     batch = run.place(next_batch(run))
@@ -184,6 +219,7 @@ def test_a_teacher_has_the_dtypes_of_its_student(teacher_file):
     ("loss", "message"),
     [
         ({"label_smoothing": 1.0}, r"loss\.label_smoothing \(=1\.0\) must be in \[0, 1\)"),
+        ({"mixup_alpha": -0.1}, r"loss\.mixup_alpha \(=-0\.1\) must be at least 0"),
         ({"teacher_weight": 0.0}, r"loss\.teacher_weight \(=0\.0\) must be in \(0, 1\]"),
         ({"teacher_temperature": 0.0}, r"loss\.teacher_temperature \(=0\.0\) must be above 0"),
         ({"teacher": "x"}, r"loss\.teacher_model \(=''\) must be the name .*'x'"),

@@ -41,6 +41,8 @@ def config_file(tmp_path_factory):
 OPTIONS = (
     "--config.quantized.batch_norm_batches=2",
     "--config.quantized.ema_decay=0.8",
+    "--config.quantized.loss.mixup_alpha=0.2",
+    "--config.quantized.loss.teacher_weight=0.7",
     "--config.quantized.optimizer.quantizer_freeze_fraction=0.3",
 )
 

@@ -86,6 +86,7 @@ def phase(method: str = "float", **values: Any) -> ml_collections.ConfigDict:
             },
             "loss": {
                 "label_smoothing": 0.0,
+                "mixup_alpha": 0.0,
                 "teacher": "",
                 "teacher_model": "",
                 "teacher_options": {},

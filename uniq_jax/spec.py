@@ -93,6 +93,8 @@ class LossSpec:
 
     Attributes:
       label_smoothing: share of the labels that is spread evenly over all classes.
+      mixup_alpha: of the Beta distribution of how much of another example is mixed into each; 0 for
+        none.
       teacher: a float network whose output the phase learns: a workdir or checkpoint of this
         package, or a file, as for `init_from`; "" for none.
       teacher_model: the teacher's key of `uniq_jax.models.MODELS`.
@@ -102,6 +104,7 @@ class LossSpec:
     """
 
     label_smoothing: float
+    mixup_alpha: float
     teacher: str
     teacher_model: str
     teacher_options: dict[str, Any]
@@ -292,6 +295,7 @@ def _check_loss(loss: LossSpec, key: str, require: Callable[[bool, str, Any, str
     require(
         0 <= loss.label_smoothing < 1, f"{key}.label_smoothing", loss.label_smoothing, "in [0, 1)"
     )
+    require(loss.mixup_alpha >= 0, f"{key}.mixup_alpha", loss.mixup_alpha, "at least 0")
     require(0 < loss.teacher_weight <= 1, f"{key}.teacher_weight", loss.teacher_weight, "in (0, 1]")
     require(
         loss.teacher_temperature > 0,

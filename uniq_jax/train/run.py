@@ -103,6 +103,7 @@ class Run:
             rate=rate,
             loss=phase.loss,
             ema_decay=phase.ema_decay,
+            seed=self.spec.seed,
         )
 
     def teacher(self, phase: PhaseSpec) -> Teacher | None:

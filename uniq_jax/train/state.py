@@ -11,7 +11,7 @@ from flax import nnx
 
 from uniq_jax.nn import QuantizerParam
 from uniq_jax.spec import LossSpec
-from uniq_jax.train import losses
+from uniq_jax.train import losses, mixup
 
 Arrays = dict[str, jax.Array]
 
@@ -112,6 +112,7 @@ class Program:
       rate: the learning rate by step, for the log.
       loss: what is minimized.
       ema_decay: of the moving averages; 0 for none.
+      seed: of what is random in a step, besides the step's number.
     """
 
     network: Network
@@ -122,6 +123,7 @@ class Program:
     rate: optax.Schedule
     loss: LossSpec
     ema_decay: float
+    seed: int
 
     def build(self, params: Mapping[str, Any], statistics: Mapping[str, Any]) -> nnx.Module:
         """The model with these arrays."""
@@ -182,7 +184,11 @@ def train_step(
             f"teacher (={type(teacher).__name__}) must be given if and only if the program's loss "
             f"names one; it names {program.loss.teacher!r}"
         )
-    images = program.normalize(batch["image"])
+    images, part = program.normalize(batch["image"]), None
+    if program.loss.mixup_alpha:
+        key = jax.random.fold_in(jax.random.key(program.seed), state.step)
+        part = mixup.share(key, program.loss.mixup_alpha)
+        images = mixup.mix(images, part)
     teacher_logits = None if teacher is None else teacher.logits(images)
 
     def loss_of(params: Arrays):
@@ -192,6 +198,10 @@ def train_step(
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         _, statistics = split(model)
         values = _losses(program.loss, logits, batch["label"], teacher_logits)
+        if part is not None:
+            labels = mixup.partners(batch["label"])
+            others = _losses(program.loss, logits, labels, teacher_logits)
+            values = part * values + (1 - part) * others
         return jnp.mean(values), (statistics, logits)
 
     (loss, (statistics, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
