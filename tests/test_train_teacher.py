@@ -86,6 +86,12 @@ def test_a_run_learns_from_a_workdir_and_resumes_bit_for_bit(runs, config_file, 
         assert arrays[0][path].tobytes() == arrays[1][path].tobytes(), path
     # The teacher is in no checkpoint.
     assert not [path for path in arrays[0] if "teacher" in path]
+    # The network with averaged weights and new statistics is the one that is evaluated.
+    process = run_main(
+        f"--config={config_file}:{arg}", f"--workdir={student}", *OPTIONS, "--mode=eval"
+    )
+    accuracy = json.loads((student / "result.json").read_text())["test_accuracy"]
+    assert f"test accuracy {100 * accuracy:.2f}%" in process.stdout
     # A low-bit network is no teacher; nothing is written.
     workdir = tmp_path / "refused"
     arg = f"epochs=2,teacher={student}"
