@@ -59,11 +59,13 @@ ALLOWED_PACKAGES = {
     "torch": (),
     "matplotlib": ("plots", "report"),
     "ml_collections": ("config", "main"),
-    "absl": ("main",),
+    "absl": ("data", "main"),
     "rich": ("summarize", "data", "train", "main", "report"),
     "tensorboardX": ("train",),
     "sklearn": ("data",),
     "PIL": ("data",),
+    "cv2": ("data",),
+    "simplejpeg": ("data",),
     "onnx": ("deploy",),
 }
 

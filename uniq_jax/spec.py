@@ -17,13 +17,21 @@ class DataSpec:
     """What to train and test on.
 
     Attributes:
-      name: "digits", or a TFDS image-classification set.
-      data_dir: directory of prepared TFDS data sets; "" for TFDS's default.
+      name: "digits", a TFDS image-classification set, or "image_folder".
+      data_dir: directory of prepared TFDS data sets, "" for TFDS's default; for "image_folder" the
+        one that holds train/CLASS/*.jpg.
       image_size: images of varying size are resized and cropped to this; 0 for sets of one size.
+      resize_size: what the shorter side is resized to before that crop at the centre, 256 for 224
+        for example; 0 for image_size.
+      in_memory: "always", "never" (images are read and decoded batch by batch), or "auto": what
+        takes at most 8 GiB, unless augment needs the images as they are stored.
+      workers: processes that decode what is not in memory; 0 for threads.
+      on_broken_image: "error", or "skip": in training the next image takes its place, in evaluation
+        it is left out.
       train_split, test_split: TFDS split expressions, "train[:90%]" for example.
       batch_size: examples of one training step, over all devices.
       eval_batch_size: examples of one evaluation step, over all devices.
-      augment: "none", "crop", "flip" or "crop_flip".
+      augment: "none", "crop", "flip", "crop_flip", or "random_resized_crop_flip" of image_size.
       pad_pixels: zeros on each side before a random crop.
       mean, std: per channel, for images in 0..1; () takes those of the data set.
     """
@@ -31,11 +39,15 @@ class DataSpec:
     name: str
     data_dir: str
     image_size: int
+    resize_size: int
+    in_memory: Literal["auto", "always", "never"]
+    workers: int
+    on_broken_image: Literal["error", "skip"]
     train_split: str
     test_split: str
     batch_size: int
     eval_batch_size: int
-    augment: Literal["none", "crop", "flip", "crop_flip"]
+    augment: Literal["none", "crop", "flip", "crop_flip", "random_resized_crop_flip"]
     pad_pixels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -192,6 +204,18 @@ def check(spec: RunSpec) -> None:
     )
     require(spec.data.pad_pixels >= 0, "data.pad_pixels", spec.data.pad_pixels, "at least 0")
     require(spec.data.image_size >= 0, "data.image_size", spec.data.image_size, "at least 0")
+    require(
+        spec.data.resize_size == 0 or spec.data.resize_size >= spec.data.image_size > 0,
+        "data.resize_size",
+        spec.data.resize_size,
+        f"0, or at least config.data.image_size (={spec.data.image_size}) where that is given",
+    )
+    require(spec.data.workers >= 0, "data.workers", spec.data.workers, "at least 0")
+    if spec.data.augment == "random_resized_crop_flip":
+        rule = "above 0 with config.data.augment='random_resized_crop_flip'"
+        require(spec.data.image_size > 0, "data.image_size", spec.data.image_size, rule)
+        rule = "'auto' or 'never' with config.data.augment='random_resized_crop_flip'"
+        require(spec.data.in_memory != "always", "data.in_memory", spec.data.in_memory, rule)
     require(
         len(spec.data.mean) == len(spec.data.std),
         "data.std",

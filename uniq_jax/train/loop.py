@@ -41,7 +41,7 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
     if (workdir / RESULT_FILE).exists():
         say(console, f"{workdir} holds the finished run; nothing is left to train")
         return Result.read(workdir)
-    run = Run(spec)
+    run = Run(spec, functools.partial(say, console))
     # Nothing is written before every network was built once, and the float parameters read.
     for phase in spec.phases:
         run.program(phase)
@@ -89,7 +89,7 @@ def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]
       ValueError: if `workdir` belongs to another spec.
     """
     _check_workdir(spec, workdir)
-    run = Run(spec)
+    run = Run(spec, functools.partial(say, console))
     for phase in reversed(spec.phases):
         directory = workdir / phase.name / "checkpoints"
         if not directory.is_dir():
