@@ -16,8 +16,7 @@ paper: 2.5e-3 at 512), by a line to 0 over 128 epochs, no decay, thresholds and 
 the rate; from torchvision's float weights, in which the first block does not expand: its expanding
 convolution starts new. First convolution and last layer stay float; the last 1x1 convolution's
 input is quantized by PACT. Not as in the recipe yet: the program's loss is soft labels of a
-ResNet-101 alone, here it is the labels; no random resized crops, no ImageNet from disk (see
-`uniq_jax.recipes`).
+ResNet-101 alone, here it is the labels (see `uniq_jax.recipes`).
 """
 
 from uniq_jax import recipes

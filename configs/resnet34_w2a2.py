@@ -17,8 +17,7 @@ paper: 2.5e-3 at 512), by a line to 0 over 128 epochs, no decay, thresholds and 
 the rate; from torchvision's float weights where shortcut convolutions are float, else from a float
 network that was trained in N2UQ's shape. First convolution and last layer stay float; shortcut
 convolutions have the low width, or stay float by `:float_shortcut`. Not as in the recipe yet: the
-program's loss is soft labels of a ResNet-101 alone, here it is the labels; no random resized crops,
-no ImageNet from disk (see `uniq_jax.recipes`).
+program's loss is soft labels of a ResNet-101 alone, here it is the labels (see `uniq_jax.recipes`).
 """
 
 from uniq_jax import recipes

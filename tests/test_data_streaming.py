@@ -210,6 +210,9 @@ def test_worker_processes_change_nothing(folder):
         assert_equal(take(batches, 6), expected[8:])
         assert list(batches.broken_images) == ["train/ant/1.JPEG"]
     assert len(notes) == 1
+    with data.train_iterator(source, workers=1, **options) as fresh:
+        fresh.set_state(state)
+        assert_equal(take(fresh, 3), expected[8:11])
 
 
 def test_resized_crops_are_of_images_on_disk(folder):

@@ -11,15 +11,14 @@ N2UQ: Liu et al., "Nonuniform-to-Uniform Quantization: Towards Accurate Quantiza
 Straight-Through Estimation", CVPR 2022 (arXiv:2111.14826). Where paper and program differ, the
 program is followed: a rate of 1.25e-3 for batch 256 (the paper: 2.5e-3 for 512).
 
+Both train on random resized crops of ImageNet, mirrored half of the time, and test on the centre
+224 of 256 pixels, as here; `--config.data.workers=8` decodes in eight processes.
+
 What the trainer does not have yet, so that the published figures are not to be expected:
 
 - Soft labels. N2UQ's program takes the cross entropy with the output of a float ResNet-101 alone
   (the paper: a teacher of the student's architecture, its output and the labels both). Here the
   loss is the cross entropy with the labels.
-- ImageNet's random resized crops, and tests on the centre 224 of 256 pixels. Here images are
-  resized to 224, cropped at the centre, and flipped in training.
-- ImageNet from disk: a split is held in memory, 8 GiB at most, which is 4% of the training images:
-  `--config.data.train_split='train[:4%]'`.
 """
 
 from typing import Any
@@ -45,8 +44,10 @@ def imagenet(arg: str | None, *, model: str, bits: int, method: str = "n2uq") ->
     config.data.name = "imagenet2012"
     config.data.test_split = "validation"
     config.data.image_size = 224
+    config.data.resize_size = 256
+    config.data.in_memory = "never"
     config.data.batch_size = 256
-    config.data.augment = "flip"
+    config.data.augment = "random_resized_crop_flip"
     config.model.name = model
     if args.method == "n2uq":
         # Said here, as the float phase has this shape too: biases and PReLUs at every quantizer.

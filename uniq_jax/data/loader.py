@@ -121,8 +121,10 @@ def train_iterator(
         process_index: Which slice of each global batch to yield, 0 .. process_count - 1.
         process_count: Number of slices.
         prefetch: Number of batches made ahead; 0 makes each in the caller's thread.
-        workers: Processes that make the batches of data on disk, two ahead each; 0 for threads of
-            this process, which decode in parallel too. Not used for data in memory.
+        workers: Processes that make the batches of data on disk, two ahead each, and hand them over
+            in shared memory; 0 for threads of this process, which decode in parallel too. Each
+            imports the main module anew: a script needs its `if __name__ == "__main__"`. Not used
+            for data in memory.
         on_broken_image: "error", or "skip": the next image of the data set takes its place.
         note: Called once for each broken image that is skipped.
 
