@@ -170,6 +170,18 @@ def test_other_formats_and_channels(kind, mode, channels):
     assert np.abs(found.astype(int) - expected).mean() < 4
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_mirrored(kind, channels):
+    encoded = encode(picture(90, 120), kind)
+    for draws in random_crops.draw_resized_crops(np.random.default_rng(4), 3):
+        options = {"image_size": 32, "channels": channels}
+        plain = photos.decode_random_crop(encoded, draws, **options)
+        mirrored = photos.decode_random_crop(encoded, draws, is_mirrored=True, **options)
+        np.testing.assert_array_equal(mirrored, plain[:, ::-1])
+        assert not np.array_equal(mirrored, plain)
+
+
 @pytest.mark.parametrize("kind", JPEGS)
 @pytest.mark.parametrize("size", [16, 50, 224])
 def test_rows_that_are_left_out_change_nothing(kind, size, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,9 @@ from uniq_jax.data.encoded_data import BROKEN, EncodedData, Record
 from uniq_jax.data.image_data import ImageData
 
 Batch = dict[str, np.ndarray]
+
+# The draws of a resized crop, and whether it is mirrored.
+_View = tuple[np.ndarray, np.bool_]
 
 # Distinct first words of the seed sequences, so that no order shares its stream with a crop.
 _ORDER_STREAM, _AUGMENT_STREAM = 0, 1
@@ -69,18 +73,19 @@ class TrainBatches:
         indices = order[start : start + self.batch_size][self.mine]
         rng = np.random.default_rng((_AUGMENT_STREAM, self.seed, step))
         # What is drawn is drawn for all processes, before the slice.
-        is_resized = self.augment == augmentation.RESIZED_CROP
-        draws = random_crops.draw_resized_crops(rng, self.batch_size) if is_resized else None
+        views = None
+        if self.augment == augmentation.RESIZED_CROP:
+            draws = random_crops.draw_resized_crops(rng, self.batch_size)[self.mine]
+            views = list(zip(draws, augmentation.draw_flips(rng, self.batch_size)[self.mine]))
         broken: list[tuple[str, str]] = []
         if isinstance(self.data, ImageData):
             images, labels = self.data.images[indices], self.data.labels[indices]
         else:
-            mine = None if draws is None else draws[self.mine]
-            images, labels = self._decode(self.data, indices, mine, broken)
+            images, labels = self._decode(self.data, indices, views, broken)
         if self.augment in ("crop", "crop_flip"):
             corners = augmentation.draw_crops(rng, self.batch_size, self.pad)[self.mine]
             images = augmentation.crop(images, corners, self.pad)
-        if self.augment in ("flip", "crop_flip", augmentation.RESIZED_CROP):
+        if self.augment in ("flip", "crop_flip"):
             flips = augmentation.draw_flips(rng, self.batch_size)[self.mine]
             images = augmentation.flip(images, flips)
         return Made({"image": images, "label": labels}, broken)
@@ -89,7 +94,7 @@ class TrainBatches:
         self,
         data: EncodedData,
         indices: np.ndarray,
-        draws: np.ndarray | None,
+        views: Sequence[_View] | None,
         broken: list[tuple[str, str]],
     ) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((len(indices), *data.image_shape), np.uint8)
@@ -99,7 +104,7 @@ class TrainBatches:
             while True:
                 labels[row] = data.checked_label(record)
                 try:
-                    images[row] = self._image(data, record, None if draws is None else draws[row])
+                    images[row] = _image(data, record, None if views is None else views[row])
                     break
                 except BROKEN as error:
                     _note_broken(data, record, error, broken, skips=self.skips_broken)
@@ -111,12 +116,6 @@ class TrainBatches:
                         ) from error
                 (record,) = data.records.read([int(indices[row] + failures) % len(data)])
         return images, labels
-
-    def _image(self, data: EncodedData, record: Record, draws: np.ndarray | None) -> np.ndarray:
-        if draws is None:
-            return data.decode(record)
-        size, _, channels = data.image_shape
-        return photos.decode_random_crop(record.encoded, draws, image_size=size, channels=channels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -162,6 +161,16 @@ class EvalBatches:
                     _note_broken(self.data, record, error, broken, skips=self.skips_broken)
                     mask[row] = False
         return Made({"image": images, "label": labels, "mask": mask}, broken)
+
+
+def _image(data: EncodedData, record: Record, view: _View | None) -> np.ndarray:
+    if view is None:
+        return data.decode(record)
+    size, _, channels = data.image_shape
+    draws, is_mirrored = view
+    return photos.decode_random_crop(
+        record.encoded, draws, image_size=size, channels=channels, is_mirrored=bool(is_mirrored)
+    )
 
 
 def _note_broken(
