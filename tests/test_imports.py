@@ -183,7 +183,8 @@ def test_a_legal_import_is_not_found(tmp_path, file, source):
 # What an import really loads
 
 HEAVY = ("flax", "optax", "grain", "matplotlib", "orbax", "tensorflow", "tensorflow_datasets",
-         "torch", "rich", "ml_collections", "sklearn", "tensorboardX", "chex", "qwix")  # fmt: skip
+         "torch", "rich", "ml_collections", "sklearn", "tensorboardX", "chex", "qwix",
+         "cv2")  # fmt: skip
 
 
 def loaded_by(statement: str) -> list[str]:
