@@ -92,15 +92,14 @@ def _decode_jpeg(
     scale = next(s for s in (8, 4, 2, 1) if s == 1 or min(crop[2:]) >= s * image_size)
     bottom = -(-(crop.top + crop.height) // _BLOCK_ROWS) * _BLOCK_ROWS
     is_whole = kind not in _BASELINE or bottom >= height
-    if is_whole:
-        rows = height
-    else:
+    rows, file = height, encoded
+    if not is_whole:
         # The decoder believes the header, and ends after as many rows.
-        rows = bottom
-        encoded = encoded[: start + 5] + rows.to_bytes(2, "big") + encoded[start + 7 :]
+        rows, file = bottom, bytearray(encoded)
+        file[start + 5 : start + 7] = rows.to_bytes(2, "big")
     least = {} if scale == 1 else {"min_height": -(-rows // scale), "min_width": -(-width // scale)}
     image = simplejpeg.decode_jpeg(
-        encoded,
+        file,
         "RGB" if channels == 3 else "GRAY",
         fastdct=True,
         fastupsample=True,
