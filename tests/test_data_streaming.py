@@ -260,7 +260,7 @@ def test_the_next_image_takes_the_place_of_a_broken_one(broken_folder, prefetch)
         first, second = take(batches, 6), take(batches, 6)
         assert sorted(batches.broken_images) == BROKEN
     assert len(notes) == 2
-    assert "the 2. so far, is skipped: " in notes[1]
+    assert "is skipped, 2 so far: " in notes[1]
     assert all(any(name in note for note in notes) for name in BROKEN)
     records = source.records.read(range(24))
     names = [record.name for record in records]
@@ -354,6 +354,16 @@ def test_a_run_reads_from_disk(folder):
     value.data.mean = value.data.std = ()
     with pytest.raises(ValueError, match=r"config.data.mean and config.data.std must be given"):
         Run(config.run_spec(value))
+
+
+def test_a_run_names_a_broken_image_once(broken_folder):
+    value, notes = folder_config(broken_folder), []
+    value.data.update(on_broken_image="skip", in_memory="never")
+    run_ = Run(config.run_spec(value), notes.append)
+    for _ in range(2):
+        with run_.train_batches() as batches:
+            take(batches, 3)
+    assert len(notes) == 2
 
 
 @pytest.mark.parametrize(

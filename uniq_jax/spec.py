@@ -27,7 +27,7 @@ class DataSpec:
         takes at most 8 GiB, unless augment needs the images as they are stored.
       workers: processes that decode what is not in memory; 0 for threads.
       on_broken_image: "error", or "skip": in training the next image takes its place, in evaluation
-        it is left out.
+        it is left out. What is loaded into memory must be whole: there it is always an error.
       train_split, test_split: TFDS split expressions, "train[:90%]" for example.
       batch_size: examples of one training step, over all devices.
       eval_batch_size: examples of one evaluation step, over all devices.

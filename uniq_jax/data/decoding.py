@@ -23,11 +23,18 @@ def decode_image(
 
     Returns:
         uint8 (H, W, channels).
+
+    Raises:
+        ValueError, OSError, SyntaxError: If the image is broken.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     # Naming the formats keeps Pillow from trying dozens, a tenth of the time for a small image.
-    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "BMP", "GIF")) as image:
+    try:
+        opened = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "BMP", "GIF"))
+    except UnidentifiedImageError as error:  # whose own text names an address in memory
+        raise ValueError("it is no PNG, JPEG, BMP or GIF image") from error
+    with opened as image:
         if image.mode != _MODES[channels]:
             image = image.convert(_MODES[channels])
         if image_size is not None:

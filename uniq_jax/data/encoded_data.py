@@ -145,7 +145,8 @@ class EncodedData:
                     images[index] = self.decode(record)
                 except BROKEN as error:
                     raise ValueError(
-                        f"{self.where}: image {index} ({record.name}) cannot be decoded: {error}"
+                        f"{self.where}: image {index} ({record.name}) cannot be decoded: {error}; "
+                        "what stays on disk (in_memory='never') can go on without it"
                     ) from error
                 labels[index] = record.label
             return len(chunk)

@@ -250,7 +250,7 @@ def _report(made: Made, broken: dict[str, str], note: Note):
     for name, error in made.broken:
         if name not in broken:
             broken[name] = error
-            note(f"broken image {name}, the {len(broken)}. so far, is skipped: {error}")
+            note(f"broken image {name} is skipped, {len(broken)} so far: {error}")
 
 
 def _check_workers(workers: int, on_broken_image: str):

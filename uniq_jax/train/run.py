@@ -38,7 +38,8 @@ class Run:
 
     def __init__(self, spec: RunSpec, note: Callable[[str], None] = _logger.warning):
         self.spec = spec
-        self._note = note
+        # Every evaluation meets the same broken images: what was said is not said again.
+        self._note = functools.cache(note)
         self.mesh = sharding.create_mesh(spec.mesh)
         for key in ("batch_size", "eval_batch_size"):
             sharding.check_batch(self.mesh, key, getattr(spec.data, key))
