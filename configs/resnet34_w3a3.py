@@ -16,9 +16,9 @@ Recipe, the program's where the paper differs: Adam (0.9, 0.999), rate 1.25e-3 a
 paper: 2.5e-3 at 512), by a line to 0 over 128 epochs, no decay, thresholds and scales at a tenth of
 the rate; from torchvision's float weights where shortcut convolutions are float, else from a float
 network that was trained in N2UQ's shape. First convolution and last layer stay float; shortcut
-convolutions have the low width, or stay float by `:float_shortcut`. Not as in the recipe yet: the
-program's loss is soft labels of a ResNet-101 alone, here it is the labels; no random resized crops,
-no ImageNet from disk (see `uniq_jax.recipes`).
+convolutions have the low width, or stay float by `:float_shortcut`. The loss is the program's, soft
+labels of a float ResNet-101 alone, where `:teacher=TEACHER` names its weights, torchvision's or
+those of a workdir; else the labels'.
 """
 
 from uniq_jax import recipes

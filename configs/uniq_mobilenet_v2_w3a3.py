@@ -17,8 +17,7 @@ rate 0.01 by a cosine to 0, decay 1e-4 on everything but steps, batch 256, 120 e
 checkpoint, with steps from 100 calibration batches. First and last layer have 8 bits, the first
 one's input on the signed grid. One step for each layer; `:granularity=channel` takes one for each
 output channel of weights. The program cuts off the negative inputs of layers behind linear
-bottlenecks; here they have the signed grid. Not as in the recipe yet: no random resized crops, no
-ImageNet from disk (see `uniq_jax.recipes`).
+bottlenecks; here they have the signed grid.
 """
 
 from uniq_jax import recipes

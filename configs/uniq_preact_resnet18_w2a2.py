@@ -17,8 +17,7 @@ rate 0.01 by a cosine to 0, decay 1e-4 on everything but steps, batch 256, 120 e
 checkpoint, with steps from 100 calibration batches. First and last layer have 8 bits, the first
 one's input on the signed grid; shortcut convolutions have the low width, or stay float by
 `:float_shortcut`. One step for each layer; `:granularity=channel` takes one for each output channel
-of weights. Not as in the recipe yet: no random resized crops, no ImageNet from disk (see
-`uniq_jax.recipes`).
+of weights.
 """
 
 from uniq_jax import recipes

@@ -16,8 +16,7 @@ Recipe, the program's: SGD with momentum 0.9, rate 0.01 by a cosine to 0 after 5
 constant 0.001, no decay, batch 256, 120 epochs; from a float checkpoint, with steps from 100
 calibration batches. First layer, last layer and shortcut convolutions stay float; activations are 0
 and the step. One step for each layer; `:granularity=channel` takes one for each output channel of
-weights. Not as in the recipe yet: no random resized crops, no ImageNet from disk (see
-`uniq_jax.recipes`).
+weights.
 """
 
 from uniq_jax import recipes

@@ -83,6 +83,7 @@ def test_every_row_of_both_papers_has_a_file_that_says_what_it_does():
         assert f"configs/{path.name}" in note
         assert f"runs/{path.stem}" in note
         assert ("Published: top-1" in note) == (method == "n2uq")
+        assert ("soft labels of a float ResNet-101 alone" in note) == (method == "n2uq")
         assert ("Published accuracy: not found by us" in note) == (method == "uniq")
         # What the note says of the recipe is what the config does.
         recipe = note[note.index("Recipe") :]
@@ -164,6 +165,21 @@ def test_mobilenet_rows_build():
     assert not model.blocks[1].conv2.activation_quantizer.method.signed
 
 
+@pytest.mark.parametrize("row", [ROWS[0], ("uniq", "cifar100", "preact_resnet32", 2)])
+def test_a_row_takes_a_teacher(row):
+    path = row_file(*row)
+    spec = c.run_spec(load(path, "teacher=T,float_epochs=1"))
+    for phase in spec.phases:
+        loss = phase.loss
+        assert (loss.teacher, loss.teacher_weight, loss.teacher_temperature) == ("T", 1.0, 1.0)
+        assert loss.teacher_model == {"n2uq": "resnet101", "uniq": "preact_resnet32"}[row[0]]
+    spec = c.run_spec(load(path, "teacher=T,teacher_model=resnet50"))
+    assert spec.phases[0].loss.teacher_model == "resnet50"
+    assert not c.run_spec(load(path)).phases[0].loss.teacher
+    with pytest.raises(ConfigError, match=r"loss\.teacher_model \(='resnet50'\) must be ''"):
+        c.run_spec(load(path, "teacher_model=resnet50"))
+
+
 def test_smoke_is_the_same_network_and_recipe_in_short():
     for row in ROWS:
         path = row_file(*row)
@@ -201,6 +217,13 @@ def test_a_row_runs(tmp_path, run_main):
         ("quantized.total_epochs", 0.0, r"quantized\.total_epochs \(=0\.0\) must be above 0"),
         ("quantized.optimizer.momentum", 1.0, r"optimizer\.momentum \(=1\.0\)"),
         ("quantized.optimizer.warmup_epochs", 2.0, r"warmup_epochs \(=2\.0\) .*total_epochs"),
+        (
+            "quantized.optimizer.quantizer_freeze_fraction",
+            1.5,
+            r"freeze_fraction \(=1\.5\) .*\[0, 1\]",
+        ),
+        ("quantized.batch_norm_batches", -1, r"quantized\.batch_norm_batches \(=-1\) .*at least 0"),
+        ("quantized.ema_decay", 1.0, r"quantized\.ema_decay \(=1\.0\) must be in \[0, 1\)"),
         ("seed", "1", r"config\.seed \(='1'\) must be of type int"),
         ("data.augment", "spin", r"config\.data\.augment \(='spin'\) must be one of 'none'"),
         ("data.mean", (0.5, "x"), r"config\.data\.mean\[1\] \(='x'\) must be of type float"),

@@ -59,11 +59,13 @@ ALLOWED_PACKAGES = {
     "torch": (),
     "matplotlib": ("plots", "report"),
     "ml_collections": ("config", "main"),
-    "absl": ("main",),
+    "absl": ("data", "main"),
     "rich": ("summarize", "data", "train", "main", "report"),
     "tensorboardX": ("train",),
     "sklearn": ("data",),
     "PIL": ("data",),
+    "cv2": ("data",),
+    "simplejpeg": ("data",),
     "onnx": ("deploy",),
 }
 
@@ -181,7 +183,8 @@ def test_a_legal_import_is_not_found(tmp_path, file, source):
 # What an import really loads
 
 HEAVY = ("flax", "optax", "grain", "matplotlib", "orbax", "tensorflow", "tensorflow_datasets",
-         "torch", "rich", "ml_collections", "sklearn", "tensorboardX", "chex", "qwix")  # fmt: skip
+         "torch", "rich", "ml_collections", "sklearn", "tensorboardX", "chex", "qwix",
+         "cv2")  # fmt: skip
 
 
 def loaded_by(statement: str) -> list[str]:

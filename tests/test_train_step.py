@@ -46,7 +46,7 @@ def test_decay_never_touches_learned_quantizer_state(name):
     params = {"conv/kernel": jnp.ones(3), "q/step": jnp.ones(()), "bn/scale": jnp.ones(3)}
     rate = optax.constant_schedule(0.1)
     transform = optimizer.optimizer(
-        spec, rate, {"conv/kernel": False, "q/step": True, "bn/scale": False}
+        spec, rate, {"conv/kernel": False, "q/step": True, "bn/scale": False}, total_steps=9
     )
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = transform.update(zeros, transform.init(params), params)
@@ -67,10 +67,34 @@ def test_the_multiplier_scales_the_rate_of_quantizer_state_only(name):
             spec.phases[0].optimizer,
             optax.constant_schedule(0.1),
             {"kernel": False, "step": True},
+            total_steps=9,
         )
         updates.append(transform.update(grads, transform.init(params), params)[0])
     np.testing.assert_array_equal(updates[0]["kernel"], updates[1]["kernel"])
     np.testing.assert_allclose(updates[1]["step"], 0.1 * updates[0]["step"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_quantizer_state_stays_in_the_last_part_of_a_phase(name):
+    moved = []
+    for fraction in (0.0, 0.4):
+        spec = make_spec(name=name, quantizer_freeze_fraction=fraction).phases[0].optimizer
+        transform = optimizer.optimizer(
+            spec, optax.constant_schedule(0.1), {"kernel": False, "step": True}, total_steps=10
+        )
+        params = {"kernel": jnp.ones(3), "step": jnp.ones(())}
+        state, update = transform.init(params), jax.jit(transform.update)
+        updates = []
+        for step in range(10):
+            grads = {"kernel": jnp.full(3, 0.3 + step), "step": jnp.full((), 0.3)}
+            given, state = update(grads, state, params)
+            updates.append(given)
+        moved.append({key: np.stack([u[key] for u in updates]) for key in params})
+    free, frozen = moved
+    np.testing.assert_array_equal(frozen["kernel"], free["kernel"])
+    np.testing.assert_array_equal(frozen["step"][:6], free["step"][:6])
+    np.testing.assert_array_equal(frozen["step"][6:], 0)
+    assert np.all(free["step"] != 0)
 
 
 def test_sgd_is_that_of_pytorch():
@@ -79,7 +103,7 @@ def test_sgd_is_that_of_pytorch():
     p = rng.standard_normal(5)
     grads = rng.standard_normal((4, 5))
     spec = make_spec(learning_rate=0.3, momentum=0.9, weight_decay=0.01).phases[0].optimizer
-    transform = optimizer.optimizer(spec, optax.constant_schedule(0.3), {"p": False})
+    transform = optimizer.optimizer(spec, optax.constant_schedule(0.3), {"p": False}, total_steps=9)
     params = {"p": jnp.asarray(p, jnp.float32)}
     state = transform.init(params)
     buffer = np.zeros(5)

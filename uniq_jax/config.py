@@ -25,6 +25,10 @@ def base() -> ml_collections.ConfigDict:
                 "name": "digits",
                 "data_dir": "",
                 "image_size": 0,
+                "resize_size": 0,
+                "in_memory": "auto",
+                "workers": 0,
+                "on_broken_image": "error",
                 "train_split": "train",
                 "test_split": "test",
                 "batch_size": 128,
@@ -52,7 +56,11 @@ def base() -> ml_collections.ConfigDict:
 
 
 def phase(method: str = "float", **values: Any) -> ml_collections.ConfigDict:
-    """Every key of a phase with its default, overridden by `values`; `optimizer` is merged.
+    """Every key of a phase with its default, overridden by `values`.
+
+    Args:
+      method: of the phase.
+      **values: of keys; the sections `optimizer` and `loss` are merged.
 
     Raises:
       ConfigError: if a value's key is unknown.
@@ -66,6 +74,8 @@ def phase(method: str = "float", **values: Any) -> ml_collections.ConfigDict:
             "quantize_shortcut": True,
             "calibration_batches": 0 if method == "float" else 10,
             "total_epochs": 1.0,
+            "batch_norm_batches": 0,
+            "ema_decay": 0.0,
             "optimizer": {
                 "name": "sgd",
                 "learning_rate": 0.1,
@@ -76,13 +86,24 @@ def phase(method: str = "float", **values: Any) -> ml_collections.ConfigDict:
                 "momentum": 0.9,
                 "weight_decay": 5e-4,
                 "quantizer_rate_multiplier": 1.0,
+                "quantizer_freeze_fraction": 0.0,
+            },
+            "loss": {
+                "label_smoothing": 0.0,
+                "mixup_alpha": 0.0,
+                "teacher": "",
+                "teacher_model": "",
+                "teacher_options": {},
+                "teacher_weight": 1.0,
+                "teacher_temperature": 1.0,
             },
         }
     )
-    optimizer = values.pop("optimizer", {})
+    optimizer, loss = values.pop("optimizer", {}), values.pop("loss", {})
     for target, given, prefix in (
         (section, values, "phase"),
         (section.optimizer, optimizer, "phase.optimizer"),
+        (section.loss, loss, "phase.loss"),
     ):
         for key, value in given.items():
             if key not in target:

@@ -11,15 +11,13 @@ N2UQ: Liu et al., "Nonuniform-to-Uniform Quantization: Towards Accurate Quantiza
 Straight-Through Estimation", CVPR 2022 (arXiv:2111.14826). Where paper and program differ, the
 program is followed: a rate of 1.25e-3 for batch 256 (the paper: 2.5e-3 for 512).
 
-What the trainer does not have yet, so that the published figures are not to be expected:
+N2UQ's loss is that of its program too: the cross entropy with the output of a float ResNet-101
+alone (the paper: a teacher of the student's architecture, its output and the labels both). The
+argument `teacher=PATH` names that network's weights; without it, the loss is the cross entropy with
+the labels.
 
-- Soft labels. N2UQ's program takes the cross entropy with the output of a float ResNet-101 alone
-  (the paper: a teacher of the student's architecture, its output and the labels both). Here the
-  loss is the cross entropy with the labels.
-- ImageNet's random resized crops, and tests on the centre 224 of 256 pixels. Here images are
-  resized to 224, cropped at the centre, and flipped in training.
-- ImageNet from disk: a split is held in memory, 8 GiB at most, which is 4% of the training images:
-  `--config.data.train_split='train[:4%]'`.
+Both train on random resized crops of ImageNet, mirrored half of the time, and test on the centre
+224 of 256 pixels, as here; `--config.data.workers=8` decodes in eight processes.
 """
 
 from typing import Any
@@ -45,23 +43,25 @@ def imagenet(arg: str | None, *, model: str, bits: int, method: str = "n2uq") ->
     config.data.name = "imagenet2012"
     config.data.test_split = "validation"
     config.data.image_size = 224
+    config.data.resize_size = 256
+    config.data.in_memory = "never"
     config.data.batch_size = 256
-    config.data.augment = "flip"
+    config.data.augment = "random_resized_crop_flip"
     config.model.name = model
     if args.method == "n2uq":
         # Said here, as the float phase has this shape too: biases and PReLUs at every quantizer.
         config.model.options = {"activation": "biased_prelu"}
-        # Thresholds start as constants, uncalibrated. The loss of this phase should be that of soft
-        # labels, which the trainer does not have yet.
+        # Thresholds start as constants, uncalibrated.
         add_phases(
             config,
             args,
             total_epochs=128.0,
             calibration_batches=0,
             float_optimizer=n2uq_optimizer(config.data.batch_size),
+            teacher_model="resnet101",
         )
     else:
-        add_phases(config, args, weight_decay=1e-4)
+        add_phases(config, args, weight_decay=1e-4, teacher_model="resnet101")
     return smoke(config) if args.smoke else config
 
 
@@ -106,6 +106,9 @@ def arguments(arg: str | None, *, bits: int, method: str) -> Config:
     float_shortcut  shortcut convolutions stay float
     epochs          of the quantized phase, where not 0; otherwise the recipe's
     float_epochs    of a float phase before it, 0
+    teacher         weights of a float network whose output both phases learn, in place of labels
+    teacher_model   the name of that network, where not the recipe's: ResNet-101 on ImageNet, and
+                    elsewhere the student's own
     seed            0
     smoke           a run of a few steps on embedded data, to see that it works
     """
@@ -119,6 +122,8 @@ def arguments(arg: str | None, *, bits: int, method: str) -> Config:
         float_shortcut=False,
         epochs=0.0,
         float_epochs=0.0,
+        teacher="",
+        teacher_model="",
         seed=0,
         smoke=False,
     )
@@ -132,6 +137,7 @@ def add_phases(
     calibration_batches: int = 100,
     weight_decay: float = 5e-4,
     float_optimizer: dict[str, Any] | None = None,
+    teacher_model: str | None = None,
 ) -> None:
     """Adds the phase `quantized`, and `float` before it where the arguments say so.
 
@@ -142,6 +148,8 @@ def add_phases(
       calibration_batches: of the quantized phase.
       weight_decay: of the quantized phase, at two bits and more, by UniQ's recipe.
       float_optimizer: of the float phase; UniQ's by default.
+      teacher_model: of the teacher, where `args` names one, unless `args` says otherwise; by
+        default the config's own network.
     """
     weight_bits = args.weight_bits or args.bits
     activation_bits = args.activation_bits or args.bits
@@ -158,6 +166,7 @@ def add_phases(
         }
     else:
         optimizer = {"learning_rate": 0.01, "weight_decay": weight_decay}
+    loss = _soft_labels(config, args, teacher_model)
     config.phases = ("quantized",)
     config.quantized = c.phase(
         args.method,
@@ -168,6 +177,7 @@ def add_phases(
         calibration_batches=calibration_batches,
         total_epochs=epochs,
         optimizer=optimizer,
+        loss=loss,
     )
     if args.float_epochs:
         config.phases = ("float", "quantized")
@@ -175,7 +185,22 @@ def add_phases(
             "float",
             total_epochs=args.float_epochs,
             optimizer=float_optimizer or {"learning_rate": 0.1, "weight_decay": 5e-4},
+            loss=loss,
         )
+
+
+def _soft_labels(config: Config, args: Config, model: str | None) -> dict[str, Any]:
+    """The section `loss` that the arguments ask for: soft labels alone, at temperature 1."""
+    if not args.teacher:
+        return {"teacher_model": args.teacher_model}
+    if args.teacher_model or model:
+        return {"teacher": args.teacher, "teacher_model": args.teacher_model or model}
+    options = config.model.options.to_dict()
+    return {
+        "teacher": args.teacher,
+        "teacher_model": config.model.name,
+        "teacher_options": options,
+    }
 
 
 def n2uq_optimizer(batch_size: int) -> dict[str, Any]:

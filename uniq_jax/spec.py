@@ -4,7 +4,7 @@ Field names are the config's keys; `uniq_jax.config` builds these from a ConfigD
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 
@@ -17,13 +17,21 @@ class DataSpec:
     """What to train and test on.
 
     Attributes:
-      name: "digits", or a TFDS image-classification set.
-      data_dir: directory of prepared TFDS data sets; "" for TFDS's default.
+      name: "digits", a TFDS image-classification set, or "image_folder".
+      data_dir: directory of prepared TFDS data sets, "" for TFDS's default; for "image_folder" the
+        one that holds train/CLASS/*.jpg.
       image_size: images of varying size are resized and cropped to this; 0 for sets of one size.
+      resize_size: what the shorter side is resized to before that crop at the centre, 256 for 224
+        for example; 0 for image_size.
+      in_memory: "always", "never" (images are read and decoded batch by batch), or "auto": what
+        takes at most 8 GiB, unless augment needs the images as they are stored.
+      workers: processes that decode what is not in memory; 0 for threads.
+      on_broken_image: "error", or "skip": in training the next image takes its place, in evaluation
+        it is left out. What is loaded into memory must be whole: there it is always an error.
       train_split, test_split: TFDS split expressions, "train[:90%]" for example.
       batch_size: examples of one training step, over all devices.
       eval_batch_size: examples of one evaluation step, over all devices.
-      augment: "none", "crop", "flip" or "crop_flip".
+      augment: "none", "crop", "flip", "crop_flip", or "random_resized_crop_flip" of image_size.
       pad_pixels: zeros on each side before a random crop.
       mean, std: per channel, for images in 0..1; () takes those of the data set.
     """
@@ -31,11 +39,15 @@ class DataSpec:
     name: str
     data_dir: str
     image_size: int
+    resize_size: int
+    in_memory: Literal["auto", "always", "never"]
+    workers: int
+    on_broken_image: Literal["error", "skip"]
     train_split: str
     test_split: str
     batch_size: int
     eval_batch_size: int
-    augment: Literal["none", "crop", "flip", "crop_flip"]
+    augment: Literal["none", "crop", "flip", "crop_flip", "random_resized_crop_flip"]
     pad_pixels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -72,6 +84,7 @@ class OptimizerSpec:
       momentum: of SGD; Adam's first moment.
       weight_decay: on all parameters but learned quantizer state.
       quantizer_rate_multiplier: on the rate of learned quantizer state.
+      quantizer_freeze_fraction: last part of the phase in which learned quantizer state stays.
     """
 
     name: Literal["sgd", "adam"]
@@ -83,6 +96,32 @@ class OptimizerSpec:
     momentum: float
     weight_decay: float
     quantizer_rate_multiplier: float
+    quantizer_freeze_fraction: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSpec:
+    """What a phase minimizes: see `uniq_jax.train.losses`.
+
+    Attributes:
+      label_smoothing: share of the labels that is spread evenly over all classes.
+      mixup_alpha: of the Beta distribution of how much of another example is mixed into each; 0 for
+        none.
+      teacher: a float network whose output the phase learns: a workdir or checkpoint of this
+        package, or a file, as for `init_from`; "" for none.
+      teacher_model: the teacher's key of `uniq_jax.models.MODELS`.
+      teacher_options: further arguments of the teacher's network.
+      teacher_weight: of the teacher's output; the labels have the rest. 1 is soft labels alone.
+      teacher_temperature: that both networks' logits are divided by for the teacher's part.
+    """
+
+    label_smoothing: float
+    mixup_alpha: float
+    teacher: str
+    teacher_model: str
+    teacher_options: dict[str, Any]
+    teacher_weight: float
+    teacher_temperature: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +138,11 @@ class PhaseSpec:
       calibration_batches: training batches that initial steps are calibrated on; 0 for none.
       total_epochs: of this phase.
       optimizer: of this phase.
+      loss: of this phase.
+      batch_norm_batches: training batches on which batch norms' mean and variance are estimated
+        anew for the last evaluation and checkpoint; 0 keeps the running ones.
+      ema_decay: of the exponential moving average of parameters and statistics, which is evaluated,
+        and what later runs take from the checkpoints; 0 for none.
     """
 
     name: str
@@ -110,6 +154,9 @@ class PhaseSpec:
     calibration_batches: int
     total_epochs: float
     optimizer: OptimizerSpec
+    loss: LossSpec
+    batch_norm_batches: int
+    ema_decay: float
 
     @property
     def is_float(self) -> bool:
@@ -193,6 +240,18 @@ def check(spec: RunSpec) -> None:
     require(spec.data.pad_pixels >= 0, "data.pad_pixels", spec.data.pad_pixels, "at least 0")
     require(spec.data.image_size >= 0, "data.image_size", spec.data.image_size, "at least 0")
     require(
+        spec.data.resize_size == 0 or spec.data.resize_size >= spec.data.image_size > 0,
+        "data.resize_size",
+        spec.data.resize_size,
+        f"0, or at least config.data.image_size (={spec.data.image_size}) where that is given",
+    )
+    require(spec.data.workers >= 0, "data.workers", spec.data.workers, "at least 0")
+    if spec.data.augment == "random_resized_crop_flip":
+        rule = "above 0 with config.data.augment='random_resized_crop_flip'"
+        require(spec.data.image_size > 0, "data.image_size", spec.data.image_size, rule)
+        rule = "'auto' or 'never' with config.data.augment='random_resized_crop_flip'"
+        require(spec.data.in_memory != "always", "data.in_memory", spec.data.in_memory, rule)
+    require(
         len(spec.data.mean) == len(spec.data.std),
         "data.std",
         spec.data.std,
@@ -216,12 +275,10 @@ def check(spec: RunSpec) -> None:
     for phase_ in spec.phases:
         name, optimizer = phase_.name, phase_.optimizer
         require(phase_.total_epochs > 0, f"{name}.total_epochs", phase_.total_epochs, "above 0")
-        require(
-            phase_.calibration_batches >= 0,
-            f"{name}.calibration_batches",
-            phase_.calibration_batches,
-            "at least 0",
-        )
+        require(0 <= phase_.ema_decay < 1, f"{name}.ema_decay", phase_.ema_decay, "in [0, 1)")
+        for key in ("calibration_batches", "batch_norm_batches"):
+            value = getattr(phase_, key)
+            require(value >= 0, f"{name}.{key}", value, "at least 0")
         require(
             0 <= optimizer.warmup_epochs < phase_.total_epochs,
             f"{name}.optimizer.warmup_epochs",
@@ -237,6 +294,13 @@ def check(spec: RunSpec) -> None:
             optimizer.momentum,
             "in [0, 1)",
         )
+        require(
+            0 <= optimizer.quantizer_freeze_fraction <= 1,
+            f"{name}.optimizer.quantizer_freeze_fraction",
+            optimizer.quantizer_freeze_fraction,
+            "in [0, 1]",
+        )
+        _check_loss(phase_.loss, f"{name}.loss", require)
         if phase_.method == "n2uq":
             rule = "'layer' for method 'n2uq', whose weights have no learned step"
             key = f"{name}.granularity"
@@ -249,3 +313,34 @@ def check(spec: RunSpec) -> None:
             else:
                 rule = f"in 1..{largest} for method {phase_.method!r}"
                 require(1 <= value <= largest, f"{name}.{key}", value, rule)
+
+
+def _check_loss(loss: LossSpec, key: str, require: Callable[[bool, str, Any, str], None]) -> None:
+    require(
+        0 <= loss.label_smoothing < 1, f"{key}.label_smoothing", loss.label_smoothing, "in [0, 1)"
+    )
+    require(loss.mixup_alpha >= 0, f"{key}.mixup_alpha", loss.mixup_alpha, "at least 0")
+    require(0 < loss.teacher_weight <= 1, f"{key}.teacher_weight", loss.teacher_weight, "in (0, 1]")
+    require(
+        loss.teacher_temperature > 0,
+        f"{key}.teacher_temperature",
+        loss.teacher_temperature,
+        "above 0",
+    )
+    if loss.teacher:
+        rule = f"the name of the network that config.{key}.teacher (={loss.teacher!r}) holds"
+        require(bool(loss.teacher_model), f"{key}.teacher_model", loss.teacher_model, rule)
+        rule = "0 where config." + key + ".teacher_weight is 1, as the labels don't count"
+        smooths = loss.label_smoothing > 0 and loss.teacher_weight == 1
+        require(not smooths, f"{key}.label_smoothing", loss.label_smoothing, rule)
+        return
+    alone: dict[str, Any] = {
+        "teacher_model": "",
+        "teacher_options": {},
+        "teacher_weight": 1.0,
+        "teacher_temperature": 1.0,
+    }
+    for field, default in alone.items():
+        value = getattr(loss, field)
+        rule = f"{default!r} where config.{key}.teacher names no teacher"
+        require(value == default, f"{key}.{field}", value, rule)

@@ -8,6 +8,9 @@ import numpy as np
 AUGMENTATIONS = ("none", "crop", "flip", "crop_flip")
 """What `augment` may be: a padded random crop, a random horizontal flip, neither, or both."""
 
+RESIZED_CROP = "random_resized_crop_flip"
+"""What it may be too for images that are not in memory: any part, resized, and a random flip."""
+
 
 def draw_crops(rng: np.random.Generator, batch_size: int, pad: int) -> np.ndarray:
     """Uniform top-left corners (y, x) of crops within images padded by `pad` on each side.

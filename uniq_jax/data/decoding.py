@@ -7,7 +7,9 @@ import numpy as np
 _MODES = {1: "L", 3: "RGB"}
 
 
-def decode_image(encoded: bytes, *, channels: int, image_size: int | None = None) -> np.ndarray:
+def decode_image(
+    encoded: bytes, *, channels: int, image_size: int | None = None, resize_size: int | None = None
+) -> np.ndarray:
     """Decode one PNG, JPEG, BMP or GIF image.
 
     A grey image becomes RGB and the reverse, as `channels` says. The orientation tag of a photo is
@@ -17,28 +19,40 @@ def decode_image(encoded: bytes, *, channels: int, image_size: int | None = None
         encoded: The bytes of the file.
         channels: 1 or 3.
         image_size: Where given, see `resize_and_crop`.
+        resize_size: Where given with `image_size`, see there.
 
     Returns:
         uint8 (H, W, channels).
+
+    Raises:
+        ValueError, OSError, SyntaxError: If the image is broken.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     # Naming the formats keeps Pillow from trying dozens, a tenth of the time for a small image.
-    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "BMP", "GIF")) as image:
+    try:
+        opened = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "BMP", "GIF"))
+    except UnidentifiedImageError as error:  # whose own text names an address in memory
+        raise ValueError("it is no PNG, JPEG, BMP or GIF image") from error
+    with opened as image:
         if image.mode != _MODES[channels]:
             image = image.convert(_MODES[channels])
         if image_size is not None:
-            image = _resize_and_crop(image, image_size)
+            image = _resize_and_crop(image, image_size, resize_size or image_size)
         array = np.asarray(image)
     return array[..., None] if channels == 1 else array
 
 
-def resize_and_crop(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Scale the shorter side to `image_size` (bilinear, antialiased), then crop the centre square.
+def resize_and_crop(
+    image: np.ndarray, image_size: int, resize_size: int | None = None
+) -> np.ndarray:
+    """Scale the shorter side (bilinear, antialiased), then crop the centre square.
 
     Args:
         image: uint8 (H, W, C), C 1 or 3.
         image_size: Side of the result, at least 1.
+        resize_size: What the shorter side is scaled to, at least `image_size`, which it is by
+            default.
 
     Returns:
         uint8 (image_size, image_size, C).
@@ -47,17 +61,19 @@ def resize_and_crop(image: np.ndarray, image_size: int) -> np.ndarray:
 
     channels = image.shape[-1]
     result = _resize_and_crop(
-        Image.fromarray(image[..., 0] if channels == 1 else image), image_size
+        Image.fromarray(image[..., 0] if channels == 1 else image),
+        image_size,
+        resize_size or image_size,
     )
     return np.asarray(result).reshape(image_size, image_size, channels)
 
 
-def _resize_and_crop(image, image_size):
+def _resize_and_crop(image, image_size, resize_size):
     from PIL import Image
 
     width, height = image.size
     shorter = min(width, height)
-    size = tuple(max(image_size, round(side * image_size / shorter)) for side in (width, height))
+    size = tuple(max(resize_size, round(side * resize_size / shorter)) for side in (width, height))
     if size != (width, height):
         image = image.resize(size, Image.Resampling.BILINEAR)
     left, top = (size[0] - image_size) // 2, (size[1] - image_size) // 2

@@ -1,24 +1,78 @@
 """Prepared TFDS image-classification sets, read without TensorFlow."""
 
-import concurrent.futures
-import contextlib
-import os
-import sys
+import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from uniq_jax.data import decoding, image_data, splits, tfds_files
-from uniq_jax.data.image_data import ImageData
-
-_CHUNK = 256
-# Decoding a small image is mostly Python, which threads only slow down (CIFAR-10: 5 s with one,
-# 7 s with eight); a photo is mostly libjpeg, which releases the lock.
-_PIXELS_WORTH_THREADS = 96 * 96
+from uniq_jax.data import splits, tfds_files
+from uniq_jax.data.encoded_data import EncodedData, Record
 
 
-def read_tfds(name: str, *, split: str, data_dir: str | None, image_size: int | None) -> ImageData:
-    """Read one split of a prepared TFDS set; see `uniq_jax.data.load` for arguments and errors."""
+@dataclasses.dataclass(frozen=True)
+class TfdsRecords:
+    """The examples of a prepared set; opened when they are first read, in each process anew.
+
+    Attributes:
+        directory: Of one version of the set.
+        spec: Which examples, in TFDS syntax.
+        image_key: Feature that holds the image.
+        label_key: Feature that holds the label.
+        name_key: Feature that holds the name of the image, or None.
+    """
+
+    directory: str
+    spec: str
+    image_key: str
+    label_key: str
+    name_key: str | None
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        builder: Any = tfds.builder_from_directory(self.directory)
+        # Any other image than the one that is asked for is left alone.
+        skip = {
+            key: tfds.decode.SkipDecoding()
+            for key, feature in builder.info.features.items()
+            if isinstance(feature, tfds.features.Image)
+        }
+        return builder.as_data_source(split=self.spec, decoders=skip)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files stay behind when this goes to a worker process.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        """The examples at these positions."""
+        rows = self._source.__getitems__([int(index) for index in indices])
+        return [
+            Record(row[self.image_key], int(row[self.label_key]), self._name(row, index))
+            for row, index in zip(rows, indices)
+        ]
+
+    def _name(self, row: Any, index: int) -> str:
+        if self.name_key is None:
+            return f"record {index} of {self.spec}"
+        name = row[self.name_key]
+        return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+
+def open_tfds(
+    name: str,
+    *,
+    split: str,
+    data_dir: str | None,
+    image_size: int | None,
+    resize_size: int | None,
+) -> EncodedData:
+    """Find one split of a prepared TFDS set; see `uniq_jax.data.load` for arguments and errors."""
     directory = tfds_files.find_prepared(name, data_dir)
     import tensorflow_datasets as tfds
 
@@ -27,79 +81,33 @@ def read_tfds(name: str, *, split: str, data_dir: str | None, image_size: int | 
     image_key = _feature_key(builder.info, tfds.features.Image, "image")
     label_key = _feature_key(builder.info, tfds.features.ClassLabel, "label")
     shape = _image_shape(name, features[image_key], image_size)
-    # Each image is decoded here, once and straight to its size; any other image is left alone.
-    skip = {
-        key: tfds.decode.SkipDecoding()
-        for key, feature in features.items()
-        if isinstance(feature, tfds.features.Image)
-    }
+    texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
+    name_key = "file_name" if "file_name" in texts else None
 
-    def records(spec: str) -> Any:
+    def records(spec: str) -> TfdsRecords:
+        found = TfdsRecords(str(directory), spec, image_key, label_key, name_key)
         try:
-            return builder.as_data_source(split=spec, decoders=skip)
+            len(found)
         except NotImplementedError as error:
             raise ValueError(
                 f"name={name!r} is prepared in {str(directory)!r} in a format without random "
                 "access; allowed is array_record: prepare it again, elsewhere, with "
                 "file_format='array_record'"
             ) from error
+        return found
 
     sizes = {str(key): info.num_examples for key, info in builder.info.splits.items()}
     if (
         {"test", "validation"} <= sizes.keys()
         and sizes["test"]
         and "test" in split
-        and records("test[:1]")[0][label_key] < 0
+        and records("test[:1]").read([0])[0].label < 0
     ):
         del sizes["test"]  # a contest's test split, whose labels are secret
     split, parts = splits.resolve_split(split, sizes)
-    count = sum(stop - start for _, start, stop in parts)
-    _check_size(name, split, (count, *shape))
     source = records("+".join(f"{key}[{start}:{stop}]" for key, start, stop in parts))
-
-    keys = image_key, label_key
-    images, labels = _decode(source, *keys, f"name={name!r}, split={split!r}", shape, image_size)
-    return ImageData(images, labels, tuple(features[label_key].names), name, split)
-
-
-def _decode(
-    source: Any,
-    image_key: str,
-    label_key: str,
-    where: str,
-    shape: tuple[int, int, int],
-    image_size: int | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """All images and labels of a data source; `where` names it in errors and in the progress."""
-    count = len(source)
-    images, labels = np.empty((count, *shape), np.uint8), np.empty(count, np.int32)
-
-    def decode_chunk(start: int) -> int:
-        chunk = list(range(start, min(start + _CHUNK, count)))
-        for index, record in zip(chunk, source.__getitems__(chunk)):
-            try:
-                image = decoding.decode_image(
-                    record[image_key], channels=shape[-1], image_size=image_size
-                )
-            except (OSError, SyntaxError) as error:  # Pillow's two ways to say "broken"
-                raise ValueError(f"{where}: image {index} cannot be decoded: {error}") from error
-            if image.shape != shape:
-                raise ValueError(
-                    f"{where}: image {index} has shape {image.shape}, but the set's features say "
-                    f"{shape}; image_size= makes all images equal"
-                )
-            images[index], labels[index] = image, record[label_key]
-        return len(chunk)
-
-    small = image_size is None and shape[0] * shape[1] <= _PIXELS_WORTH_THREADS
-    threads = 1 if small else min(16, os.cpu_count() or 1)
-    with (
-        _progress(where, count) as advance,
-        concurrent.futures.ThreadPoolExecutor(threads) as executor,
-    ):
-        for done in executor.map(decode_chunk, range(0, count, _CHUNK)):
-            advance(done)
-    return images, labels
+    class_names = tuple(features[label_key].names)
+    return EncodedData(source, class_names, name, split, shape, image_size, resize_size)
 
 
 def _feature_key(info: Any, kind: type, usual: str) -> str:
@@ -130,27 +138,3 @@ def _image_shape(name: str, feature: Any, image_size: int | None) -> tuple[int, 
             f"features say {feature.shape}): each is then scaled and cropped to that square"
         )
     return height, width, channels
-
-
-def _check_size(name: str, split: str, shape: tuple[int, ...]):
-    size = int(np.prod(shape, dtype=np.int64))
-    if size > image_data.MEMORY_LIMIT_BYTES:
-        raise ValueError(
-            f"name={name!r}, split={split!r} would take {size / 2**30:.1f} GiB in memory as "
-            f"uint8 {shape}; allowed are {image_data.MEMORY_LIMIT_BYTES / 2**30:.1f} GiB: take a "
-            "sub-split such as 'train[:10%]' or a smaller image_size"
-        )
-
-
-@contextlib.contextmanager
-def _progress(description: str, total: int):
-    """A function to call with each number of images done; shows a bar on a terminal's stderr."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    import rich.console
-    import rich.progress
-
-    with rich.progress.Progress(console=rich.console.Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda done: progress.advance(task, done)

@@ -153,6 +153,8 @@ class Checkpoints:
 def read_model(path: Path) -> dict[str, np.ndarray]:
     """Parameters and statistics, by path, of the newest checkpoint in a directory.
 
+    Where it has moving averages, these are taken.
+
     Raises:
       FileNotFoundError: if there is no checkpoint.
     """
@@ -167,11 +169,11 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
         arrays = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
         ).state
-    fields = ("params.", "statistics.")
     return {
         name.partition(".")[2].replace(".", "/"): np.asarray(array)
+        for field in ("params.", "statistics.", "averages.")  # The later one of a path stays.
         for name, array in arrays.items()
-        if name.startswith(fields)
+        if name.startswith(field)
     }
 
 

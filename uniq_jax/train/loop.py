@@ -41,10 +41,12 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
     if (workdir / RESULT_FILE).exists():
         say(console, f"{workdir} holds the finished run; nothing is left to train")
         return Result.read(workdir)
-    run = Run(spec)
-    # Nothing is written before every network was built once, and the float parameters read.
+    run = Run(spec, functools.partial(say, console))
+    # Nothing is written before every network was built once, and the parameters read that they
+    # start from or learn from.
     for phase in spec.phases:
         run.program(phase)
+        run.teacher(phase)
     source = functools.partial(start.read_source, spec.init_from) if spec.init_from else None
     if source is not None:
         start.take(source(), _abstract_state(run, spec.phases[0]), run.program(spec.phases[0]))
@@ -89,7 +91,7 @@ def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]
       ValueError: if `workdir` belongs to another spec.
     """
     _check_workdir(spec, workdir)
-    run = Run(spec)
+    run = Run(spec, functools.partial(say, console))
     for phase in reversed(spec.phases):
         directory = workdir / phase.name / "checkpoints"
         if not directory.is_dir():
@@ -101,7 +103,7 @@ def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]
         if restored is not None:
             step, state, _ = restored
             say(console, f"{phase.name}: step {step} of {run.total_steps(phase)}")
-            return run.evaluator(run.program(phase))(state.params, state.statistics)
+            return run.evaluator(run.program(phase))(*state.evaluated)
     raise FileNotFoundError(f"workdir (={str(workdir)!r}) has no checkpoint to evaluate")
 
 
@@ -131,7 +133,7 @@ def _result(run: Run, workdir: Path, outcomes: Mapping[str, Outcome]) -> Result:
         restored = checkpoints.restore(_abstract_state(run, last))
     assert restored is not None, "a finished phase has a checkpoint"
     _, state, _ = restored
-    size = deploy.model_size(run.program(last).build(state.params, state.statistics))
+    size = deploy.model_size(run.program(last).build(*state.evaluated))
     return Result(
         dataset=spec.data.name,
         model=spec.model.name,

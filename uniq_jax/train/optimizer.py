@@ -24,14 +24,24 @@ def schedule(spec: OptimizerSpec, *, total_steps: int, steps_per_epoch: int) -> 
 
 
 def optimizer(
-    spec: OptimizerSpec, rate: optax.Schedule, is_quantizer_state: Mapping[str, bool]
+    spec: OptimizerSpec,
+    rate: optax.Schedule,
+    is_quantizer_state: Mapping[str, bool],
+    *,
+    total_steps: int,
 ) -> optax.GradientTransformation:
-    """SGD or Adam; no decay for learned quantizer state, and a multiplier on its rate.
+    """SGD or Adam; learned quantizer state has no decay and a rate of its own, and may be frozen.
+
+    Frozen for the last part of a phase, steps and thresholds no longer move, so that weights settle
+    within levels that stay (Jain et al., "Trained Quantization Thresholds for Accurate and
+    Efficient Fixed-Point Inference of Deep Neural Networks", MLSys 2020, arXiv:1903.08066; there
+    one after another, here all at once).
 
     Args:
       spec: which, and its constants.
       rate: the learning rate by step.
       is_quantizer_state: for each parameter's path, whether a quantizer learns it.
+      total_steps: of the phase.
     """
     decayed = {path: not learned for path, learned in is_quantizer_state.items()}
     decay = optax.add_decayed_weights(spec.weight_decay, mask=decayed)
@@ -41,4 +51,9 @@ def optimizer(
     else:
         direction = [optax.scale_by_adam(b1=spec.momentum, b2=0.999, eps=1e-8), decay]
     slower = optax.masked(optax.scale(spec.quantizer_rate_multiplier), dict(is_quantizer_state))
-    return optax.chain(*direction, slower, optax.scale_by_learning_rate(rate))
+    transforms = [*direction, slower, optax.scale_by_learning_rate(rate)]
+    if spec.quantizer_freeze_fraction:
+        first_frozen = round((1 - spec.quantizer_freeze_fraction) * total_steps)
+        moves = optax.scale_by_schedule(optax.piecewise_constant_schedule(1.0, {first_frozen: 0.0}))
+        transforms.append(optax.masked(moves, dict(is_quantizer_state)))
+    return optax.chain(*transforms)

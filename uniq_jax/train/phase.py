@@ -104,6 +104,7 @@ def train_phase(
             )
         )
         step_fn, evaluate = run.train_step(program, state), run.evaluator(program)
+        teacher = run.teacher(phase)
         started_s = time.monotonic()
         best_accuracy, accuracy = before.best_accuracy, math.nan
 
@@ -125,7 +126,7 @@ def train_phase(
 
         unreported: tuple[int, Any] | None = None
         for step in range(first_step + 1, total_steps + 1):
-            state, metrics = step_fn(state, run.place(next(batches)))
+            state, metrics = step_fn(state, run.place(next(batches)), teacher)
             # The devices are at work on this step while the one before is read.
             if unreported is not None:
                 report(*unreported)
@@ -135,8 +136,13 @@ def train_phase(
             if evaluates or saves:
                 report(*unreported)
                 unreported = None
+            if step == total_steps and phase.batch_norm_batches:
+                count = phase.batch_norm_batches
+                progress.note(f"{phase.name}: estimates batch-norm statistics on {count} batches")
+                estimated = run.estimate_statistics(program, *state.evaluated, count)
+                state = state.with_evaluated_statistics(estimated)
             if evaluates:
-                values = evaluate(state.params, state.statistics)
+                values = evaluate(*state.evaluated)
                 accuracy = values["test_accuracy"]
                 writer.write(phase.name, step, values)
                 progress.note(
@@ -149,7 +155,7 @@ def train_phase(
             if saves:
                 latest.save(step, state, progressed())
         if first_step == total_steps:
-            accuracy = evaluate(state.params, state.statistics)["test_accuracy"]
+            accuracy = evaluate(*state.evaluated)["test_accuracy"]
         return Outcome(accuracy, best_accuracy, total_steps, progressed().seconds)
 
 
@@ -174,7 +180,7 @@ def _first_state(
         with contextlib.closing(run.train_batches()) as batches:
             placed = (run.place(batch) for batch in batches)
             state = start.calibrate(program, state, placed, phase.calibration_batches)
-    return state
+    return start.restart_averages(state)
 
 
 def _falls_due(step: int, total_steps: int, every: float) -> bool:

@@ -1,6 +1,8 @@
 """What the phases of a run share: data, mesh, and how networks and steps are made."""
 
 import functools
+import itertools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,15 +13,19 @@ from flax import nnx
 
 from uniq_jax import data
 from uniq_jax.spec import PhaseSpec, RunSpec
-from uniq_jax.train import compilation, optimizer, sharding, start
+from uniq_jax.train import averages, compilation, optimizer, sharding, start, teacher
 from uniq_jax.train.state import (
     Arrays,
+    Network,
     Program,
+    Teacher,
     TrainState,
     eval_step,
     quantizer_state,
     train_step,
 )
+
+_logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -27,24 +33,33 @@ class Run:
 
     Args:
       spec: what to do.
+      note: is told of broken images.
 
     Raises:
       ValueError, FileNotFoundError: if data or devices don't fit the spec.
     """
 
-    def __init__(self, spec: RunSpec):
+    def __init__(self, spec: RunSpec, note: Callable[[str], None] = _logger.warning):
         self.spec = spec
+        # Every evaluation meets the same broken images: what was said is not said again.
+        self._note = functools.cache(note)
         self.mesh = sharding.create_mesh(spec.mesh)
         for key in ("batch_size", "eval_batch_size"):
             sharding.check_batch(self.mesh, key, getattr(spec.data, key))
+        is_resized = spec.data.augment == data.RESIZED_CROP  # of images as they are stored
         self.train_data, self.test_data = (
-            data.load(
+            data.load_as(
+                in_memory,
                 spec.data.name,
                 split=which,
                 data_dir=spec.data.data_dir or None,
                 image_size=spec.data.image_size or None,
+                resize_size=spec.data.resize_size or None,
             )
-            for which in (spec.data.train_split, spec.data.test_split)
+            for which, in_memory in (
+                (spec.data.train_split, "never" if is_resized else spec.data.in_memory),
+                (spec.data.test_split, spec.data.in_memory),
+            )
         )
         self.steps_per_epoch = len(self.train_data) // spec.data.batch_size
         if self.steps_per_epoch == 0:
@@ -54,7 +69,7 @@ class Run:
             )
         mean, std = spec.data.mean, spec.data.std
         if not mean:
-            mean, std = data.statistics(spec.data.name, self.train_data.images)
+            mean, std = self._statistics()
         channels = self.train_data.image_shape[-1]
         if len(mean) != channels:
             raise ValueError(
@@ -62,6 +77,18 @@ class Run:
                 f"channels, {channels}"
             )
         self._mean, self._std = (tuple(255 * float(v) for v in values) for values in (mean, std))
+
+    def _statistics(self) -> tuple[Any, Any]:
+        if isinstance(self.train_data, data.ImageData):
+            return data.statistics(self.spec.data.name, self.train_data.images)
+        try:
+            return data.statistics(self.spec.data.name)
+        except ValueError as error:
+            raise ValueError(
+                f"config.data.mean and config.data.std must be given for {self.spec.data.name!r}, "
+                "which is not in memory and has no known ones; those of ImageNet are "
+                "(0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)"
+            ) from error
 
     def total_steps(self, phase: PhaseSpec) -> int:
         """Steps of a phase."""
@@ -80,21 +107,37 @@ class Run:
 
     def program(self, phase: PhaseSpec) -> Program:
         """Traces the phase's network for what stays the same in all steps; computes nothing."""
-        graphdef, state = nnx.split(nnx.eval_shape(self.builder(phase)))
-        variables = {path: type(variable) for path, variable in nnx.to_flat_state(state)}
+        network = Network.of(nnx.eval_shape(self.builder(phase)))
         rate = optimizer.schedule(
             phase.optimizer,
             total_steps=self.total_steps(phase),
             steps_per_epoch=self.steps_per_epoch,
         )
         return Program(
-            graphdef=graphdef,
-            variables=variables,
+            network=network,
             mean=self._mean,
             std=self._std,
             dtype=jnp.dtype(self.spec.model.dtype),
-            optimizer=optimizer.optimizer(phase.optimizer, rate, quantizer_state(variables)),
+            optimizer=optimizer.optimizer(
+                phase.optimizer,
+                rate,
+                quantizer_state(network.variables),
+                total_steps=self.total_steps(phase),
+            ),
             rate=rate,
+            loss=phase.loss,
+            ema_decay=phase.ema_decay,
+            seed=self.spec.seed,
+        )
+
+    def teacher(self, phase: PhaseSpec) -> Teacher | None:
+        """Reads the network whose output the phase learns; None where there is none."""
+        return teacher.read(
+            self.spec.model,
+            phase,
+            self.mesh,
+            num_classes=self.train_data.num_classes,
+            in_features=self.train_data.image_shape[-1],
         )
 
     def train_batches(self) -> data.TrainIterator:
@@ -107,6 +150,9 @@ class Run:
             pad=self.spec.data.pad_pixels,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            workers=self.spec.data.workers,
+            on_broken_image=self.spec.data.on_broken_image,
+            note=self._note,
         )
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -123,6 +169,27 @@ class Run:
             compiler_options=compilation.compiler_options(),
         )
 
+    def estimate_statistics(
+        self, program: Program, params: Arrays, statistics: Arrays, count: int
+    ) -> Arrays:
+        """`statistics`, with those of batch norms over the first `count` training batches."""
+        step = jax.jit(
+            functools.partial(averages.batch_statistics, program),
+            out_shardings=sharding.replicated(self.mesh),
+            compiler_options=compilation.compiler_options(),
+        )
+        with self.train_batches() as batches:
+            found = averages.pooled(
+                jax.device_get(step(params, statistics, self.place(batch)))
+                for batch in itertools.islice(batches, count)
+            )
+        return {
+            path: jax.device_put(found[path].astype(old.dtype), old.sharding)
+            if path in found
+            else old
+            for path, old in statistics.items()
+        }
+
     def evaluator(self, program: Program) -> Callable[[Arrays, Arrays], dict[str, float]]:
         """A function of parameters and statistics that evaluates every test example once."""
         step = jax.jit(
@@ -137,10 +204,18 @@ class Run:
                 batch_size=self.spec.data.eval_batch_size,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
+                workers=self.spec.data.workers,
+                on_broken_image=self.spec.data.on_broken_image,
+                note=self._note,
             )
-            sums = [step(params, statistics, self.place(batch)) for batch in batches]
+            sums: list[Any] = []
+            for batch in batches:
+                sums.append(step(params, statistics, self.place(batch)))
+                # Only two batches at a time are on the devices.
+                jax.block_until_ready(sums[-2:-1])
             totals = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
-            assert totals["count"] == len(self.test_data), totals
+            left_out = self.spec.data.on_broken_image == "skip"
+            assert left_out or totals["count"] == len(self.test_data), totals
             return {
                 "test_accuracy": totals["correct"] / totals["count"],
                 "test_loss": totals["loss"] / totals["count"],

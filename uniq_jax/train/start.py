@@ -101,12 +101,23 @@ def fresh_state(build: Callable[[], nnx.Module], program: Program, mesh: Mesh) -
 
 def _fresh(build: Callable[[], nnx.Module], program: Program) -> TrainState:
     params, statistics = split(build())
+    copies = jax.tree.map(jnp.copy, {**params, **statistics})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         statistics=statistics,
         opt_state=program.optimizer.init(params),
+        averages=copies if program.ema_decay else None,
     )
+
+
+def restart_averages(state: TrainState) -> TrainState:
+    """The state whose averages, where it has some, are its parameters and statistics."""
+    if state.averages is None:
+        return state
+    places = {path: array.sharding for path, array in state.averages.items()}
+    copy = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=places)
+    return dataclasses.replace(state, averages=copy({**state.params, **state.statistics}))
 
 
 def take(
@@ -123,17 +134,8 @@ def take(
       ValueError: if two shapes disagree (the message names the path and both), or if no path of
         `source` is known.
     """
-    try:
-        source = interop.by_path(program.build(state.params, state.statistics), source)
-    except ValueError as error:
-        raise ValueError(f"what config.init_from names does not fit: {error}") from None
     here = {**state.params, **state.statistics}
-    for path in here.keys() & source.keys():
-        if source[path].shape != here[path].shape:
-            raise ValueError(
-                f"what config.init_from names has {path} of shape {source[path].shape}, but the "
-                f"network's has shape {here[path].shape}"
-            )
+    source = fitted(program.build(state.params, state.statistics), here, source)
     report = Report(
         taken=tuple(path for path in here if path in source),
         new=tuple(path for path in here if path not in source),
@@ -152,6 +154,37 @@ def take(
     return dataclasses.replace(state, **new), report
 
 
+def fitted(
+    model: nnx.Module,
+    here: Mapping[str, Any],
+    source: Mapping[str, np.ndarray],
+    *,
+    key: str = "config.init_from",
+) -> dict[str, np.ndarray]:
+    """The arrays of `source` by the model's paths.
+
+    Args:
+      model: any module; its variables may be of ShapeDtypeStructs.
+      here: its variables, by path.
+      source: path to array, or another program's name to array.
+      key: that named the source, for messages.
+
+    Raises:
+      ValueError: if two shapes disagree (the message names the path and both).
+    """
+    try:
+        by_path = interop.by_path(model, source)
+    except ValueError as error:
+        raise ValueError(f"what {key} names does not fit: {error}") from None
+    for path in here.keys() & by_path.keys():
+        if by_path[path].shape != here[path].shape:
+            raise ValueError(
+                f"what {key} names has {path} of shape {by_path[path].shape}, but the "
+                f"network's has shape {here[path].shape}"
+            )
+    return by_path
+
+
 def restart_weight_quantizers(program: Program, state: TrainState, report: Report) -> TrainState:
     """The state in which weight quantizers that found no parameters start from their weights."""
     model = program.build(state.params, state.statistics)
@@ -165,12 +198,19 @@ def _place(value: np.ndarray | None, like: jax.Array) -> jax.Array:
     return jax.device_put(value.astype(like.dtype), like.sharding)
 
 
-def read_source(path: str) -> dict[str, np.ndarray]:
-    """The arrays that `config.init_from` names, under this package's or PyTorch's names.
+def read_source(
+    path: str,
+    *,
+    key: str = "config.init_from",
+    phases: Sequence[str] = ("quantized", "float"),
+) -> dict[str, np.ndarray]:
+    """The arrays that a key of the config names, under this package's or PyTorch's names.
 
     Args:
       path: a file that `interop.read_state_dict` reads, named as here or as in PyTorch; a workdir,
-        whose last phase's best checkpoint is taken; a directory of checkpoints; or a checkpoint.
+        of whose phases one's best checkpoint is taken; a directory of checkpoints; or a checkpoint.
+      key: for messages.
+      phases: of a workdir, the one to take first.
 
     Raises:
       FileNotFoundError: if there is nothing there.
@@ -178,16 +218,16 @@ def read_source(path: str) -> dict[str, np.ndarray]:
     """
     place = Path(path)
     if not place.exists():
-        raise FileNotFoundError(f"config.init_from (={path!r}) does not exist")
+        raise FileNotFoundError(f"{key} (={path!r}) does not exist")
     if place.is_file():
         return interop.read_state_dict(place)
-    for directory in (place, place / "best", place / "quantized/best", place / "float/best"):
+    for directory in (place, place / "best", *(place / phase / "best" for phase in phases)):
         try:
             return checkpoints.read_model(directory)
         except FileNotFoundError:
             continue
     raise FileNotFoundError(
-        f"config.init_from (={path!r}) must be a .pth, .safetensors or .npz file, a workdir "
+        f"{key} (={path!r}) must be a .pth, .safetensors or .npz file, a workdir "
         "with a checkpoint in PHASE/best, or a directory of checkpoints"
     )
 

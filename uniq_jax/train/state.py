@@ -10,6 +10,8 @@ import optax
 from flax import nnx
 
 from uniq_jax.nn import QuantizerParam
+from uniq_jax.spec import LossSpec
+from uniq_jax.train import losses, mixup
 
 Arrays = dict[str, jax.Array]
 
@@ -24,41 +26,108 @@ class TrainState:
       params: what is trained, by path ("layer1/0/conv1/kernel").
       statistics: what the forward pass updates (batch-norm means and variances), by path.
       opt_state: optax's.
+      averages: moving averages of params and statistics, by path; None where there are none.
     """
 
     step: jax.Array
     params: Arrays
     statistics: Arrays
     opt_state: Any
+    averages: Arrays | None = None
+
+    @property
+    def evaluated(self) -> tuple[Arrays, Arrays]:
+        """Parameters and statistics to evaluate: the averages, where there are some."""
+        if self.averages is None:
+            return self.params, self.statistics
+        params, statistics = (
+            {path: self.averages[path] for path in arrays}
+            for arrays in (self.params, self.statistics)
+        )
+        return params, statistics
+
+    def with_evaluated_statistics(self, statistics: Arrays) -> "TrainState":
+        """The state with other statistics to evaluate."""
+        if self.averages is None:
+            return dataclasses.replace(self, statistics=statistics)
+        return dataclasses.replace(self, averages={**self.averages, **statistics})
 
 
 # Compared by identity: as a static argument of `jit` its hash costs nothing.
 @dataclasses.dataclass(frozen=True, eq=False)
-class Program:
-    """What stays the same from step to step.
+class Network:
+    """A model without its arrays.
 
     Attributes:
-      graphdef: the model without its arrays.
+      graphdef: NNX's.
       variables: type of every variable, by its path.
-      mean, std: of the images, per channel, in 0..255.
-      dtype: of the images that the model gets.
-      optimizer: of the parameters.
-      rate: the learning rate by step, for the log.
     """
 
     graphdef: nnx.GraphDef
     variables: Mapping[tuple[Any, ...], type[nnx.Variable]]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    dtype: Any
-    optimizer: optax.GradientTransformation
-    rate: optax.Schedule
+
+    @classmethod
+    def of(cls, model: nnx.Module) -> "Network":
+        """That of a model of arrays or ShapeDtypeStructs."""
+        graphdef, state = nnx.split(model)
+        return cls(graphdef, {path: type(v) for path, v in nnx.to_flat_state(state)})
 
     def build(self, params: Mapping[str, Any], statistics: Mapping[str, Any]) -> nnx.Module:
         """The model with these arrays."""
         values = {**params, **statistics}
         state = [(path, kind(values[join(path)])) for path, kind in self.variables.items()]
         return nnx.merge(self.graphdef, nnx.from_flat_state(state))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A float network in evaluation mode; a step gets it beside the state, and never changes it.
+
+    Attributes:
+      arrays: parameters and statistics, by path.
+      network: static.
+    """
+
+    arrays: Arrays
+    network: Network = dataclasses.field(metadata={"static": True})
+
+    def logits(self, images: jax.Array) -> jax.Array:
+        """Of normalized images, (batch, classes)."""
+        model: Any = self.network.build(self.arrays, {})
+        model.eval()
+        logits = model(images)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """What stays the same from step to step.
+
+    Attributes:
+      network: that is trained.
+      mean, std: of the images, per channel, in 0..255.
+      dtype: of the images that the model gets.
+      optimizer: of the parameters.
+      rate: the learning rate by step, for the log.
+      loss: what is minimized.
+      ema_decay: of the moving averages; 0 for none.
+      seed: of what is random in a step, besides the step's number.
+    """
+
+    network: Network
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: Any
+    optimizer: optax.GradientTransformation
+    rate: optax.Schedule
+    loss: LossSpec
+    ema_decay: float
+    seed: int
+
+    def build(self, params: Mapping[str, Any], statistics: Mapping[str, Any]) -> nnx.Module:
+        """The model with these arrays."""
+        return self.network.build(params, statistics)
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """uint8 images, any batch shape, as the model wants them."""
@@ -93,7 +162,10 @@ def split(model: nnx.Module) -> tuple[Arrays, Arrays]:
 
 
 def train_step(
-    program: Program, state: TrainState, batch: Mapping[str, jax.Array]
+    program: Program,
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    teacher: Teacher | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of training on one global batch.
 
@@ -101,20 +173,36 @@ def train_step(
       program: static.
       state: given up (its buffers are donated where this is jitted).
       batch: "image", uint8 (batch, height, width, channels), and "label", int32 (batch,).
+      teacher: that the program's loss names; None where it names none.
 
     Returns:
-      The next state, and the step's "loss" (mean cross entropy), "accuracy", "gradient_norm"
+      The next state, and the step's "loss" (mean over the batch), "accuracy", "gradient_norm"
       and "learning_rate".
     """
+    if (teacher is not None) != bool(program.loss.teacher):
+        raise ValueError(
+            f"teacher (={type(teacher).__name__}) must be given if and only if the program's loss "
+            f"names one; it names {program.loss.teacher!r}"
+        )
+    images, part = program.normalize(batch["image"]), None
+    if program.loss.mixup_alpha:
+        key = jax.random.fold_in(jax.random.key(program.seed), state.step)
+        part = mixup.share(key, program.loss.mixup_alpha)
+        images = mixup.mix(images, part)
+    teacher_logits = None if teacher is None else teacher.logits(images)
 
     def loss_of(params: Arrays):
         model: Any = program.build(params, state.statistics)
         model.train()
-        logits = model(program.normalize(batch["image"]))
+        logits = model(images)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         _, statistics = split(model)
-        return jnp.mean(losses), (statistics, logits)
+        values = _losses(program.loss, logits, batch["label"], teacher_logits)
+        if part is not None:
+            labels = mixup.partners(batch["label"])
+            others = _losses(program.loss, logits, labels, teacher_logits)
+            values = part * values + (1 - part) * others
+        return jnp.mean(values), (statistics, logits)
 
     (loss, (statistics, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
@@ -124,14 +212,60 @@ def train_step(
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(program.rate(state.step)),
     }
+    params = cast(Arrays, optax.apply_updates(state.params, updates))
+    averages = state.averages
+    if averages is not None:
+        values = {**params, **statistics}
+        averages = moving_average(averages, values, state.step, program.ema_decay)
     return (
         TrainState(
             step=state.step + 1,
-            params=cast(Arrays, optax.apply_updates(state.params, updates)),
+            params=params,
             statistics=statistics,
             opt_state=opt_state,
+            averages=averages,
         ),
         metrics,
+    )
+
+
+def moving_average(averages: Arrays, values: Arrays, step: jax.Array, decay: float) -> Arrays:
+    """`d · averages + (1 - d) · values`, with `d = min(decay, (1 + step)/(10 + step))`.
+
+    The smaller first decays forget soon where the average started, as in TensorFlow's
+    `ExponentialMovingAverage`. Averages over the last steps: Polyak and Juditsky, "Acceleration of
+    Stochastic Approximation by Averaging", SIAM J. Control Optim. 30(4), 1992; decaying, Szegedy et
+    al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016 (arXiv:1512.00567),
+    section 8.
+
+    Args:
+      averages: floats, by path.
+      values: of the same paths, shapes and dtypes.
+      step: steps before this one, int32 ().
+      decay: in [0, 1).
+
+    Returns:
+      Of the averages' dtypes.
+    """
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return {
+        path: (old + rate * (values[path] - old)).astype(old.dtype)
+        for path, old in averages.items()
+    }
+
+
+def _losses(
+    spec: LossSpec, logits: jax.Array, labels: jax.Array, teacher_logits: jax.Array | None
+) -> jax.Array:
+    if teacher_logits is None:
+        return losses.cross_entropy(logits, labels, smoothing=spec.label_smoothing)
+    return losses.mixed(
+        logits,
+        labels,
+        teacher_logits,
+        smoothing=spec.label_smoothing,
+        weight=spec.teacher_weight,
+        temperature=spec.teacher_temperature,
     )
 
 
@@ -153,11 +287,11 @@ def eval_step(
     model.eval()
     logits = model(program.normalize(batch["image"]))
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    values = losses.cross_entropy(logits, batch["label"])
     mask = batch["mask"]
     correct = (jnp.argmax(logits, axis=-1) == batch["label"]) & mask
     return {
         "correct": jnp.sum(correct.astype(jnp.int32)),
         "count": jnp.sum(mask.astype(jnp.int32)),
-        "loss": jnp.sum(jnp.where(mask, losses, 0)),
+        "loss": jnp.sum(jnp.where(mask, values, 0)),
     }

@@ -1,0 +1,111 @@
+"""How many photos a core decodes to random resized crops: ours, against Pillow and other ways.
+
+python benchmarks/input.py DIRECTORY   # of JPEGs, at any depth
+
+Ways are timed alternately, in one thread, and make the same crops of the same images.
+"""
+
+import io
+import pathlib
+import sys
+import time
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from uniq_jax.data import photos, random_crops
+
+_SIZE = 224
+_SECONDS = 15
+
+
+def ours(encoded: bytes, draws: np.ndarray) -> np.ndarray:
+    """What training reads."""
+    return photos.decode_random_crop(encoded, draws, image_size=_SIZE, channels=3)
+
+
+def pillow(encoded: bytes, draws: np.ndarray) -> np.ndarray:
+    """As torchvision: the whole image in RGB, cropped, resized."""
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    crop = random_crops.resized_crop(draws, image.height, image.width)
+    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    return np.asarray(image.crop(box).resize((_SIZE, _SIZE), Image.Resampling.BILINEAR))
+
+
+def pillow_draft(encoded: bytes, draws: np.ndarray) -> np.ndarray:
+    """Pillow, decoding at a reduced size where the crop stays large enough."""
+    image = Image.open(io.BytesIO(encoded))
+    width, height = image.size
+    crop = random_crops.resized_crop(draws, height, width)
+    scale = _scale(crop)
+    image.draft("RGB", (width // scale, height // scale))
+    image = image.convert("RGB")
+    x, y = image.width / width, image.height / height
+    box = (
+        crop.left * x,
+        crop.top * y,
+        (crop.left + crop.width) * x,
+        (crop.top + crop.height) * y,
+    )
+    return np.asarray(image.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR, box=box))
+
+
+def opencv(encoded: bytes, draws: np.ndarray) -> np.ndarray:
+    """OpenCV alone, decoding at a reduced size where the crop stays large enough."""
+    height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+    crop = random_crops.resized_crop(draws, height, width)
+    flag = {
+        1: cv2.IMREAD_COLOR_RGB,
+        2: cv2.IMREAD_REDUCED_COLOR_2,
+        4: cv2.IMREAD_REDUCED_COLOR_4,
+        8: cv2.IMREAD_REDUCED_COLOR_8,
+    }[_scale(crop)]
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    y, x = image.shape[0] / height, image.shape[1] / width
+    part = image[
+        round(crop.top * y) : round((crop.top + crop.height) * y),
+        round(crop.left * x) : round((crop.left + crop.width) * x),
+    ]
+    return cv2.resize(part, (_SIZE, _SIZE), interpolation=cv2.INTER_LINEAR)
+
+
+def _scale(crop: random_crops.Crop) -> int:
+    shorter = min(crop.height, crop.width)
+    return next(scale for scale in (8, 4, 2, 1) if scale == 1 or shorter >= scale * _SIZE)
+
+
+def main() -> None:
+    """Prints a table."""
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    paths = sorted(p for p in pathlib.Path(sys.argv[1]).rglob("*") if p.suffix.lower() == ".jpeg")
+    paths += sorted(p for p in pathlib.Path(sys.argv[1]).rglob("*.jpg"))
+    images = [path.read_bytes() for path in paths]
+    if not images:
+        sys.exit(f"no .jpg or .jpeg below {sys.argv[1]}")
+    cv2.setNumThreads(1)
+    ways = {"pillow": pillow, "pillow draft": pillow_draft, "opencv": opencv, "ours": ours}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    end = time.perf_counter() + _SECONDS
+    rng = np.random.default_rng(0)
+    while time.perf_counter() < end:
+        draws = random_crops.draw_resized_crops(rng, len(images))
+        for name, way in ways.items():
+            start = time.process_time()
+            for encoded, draw in zip(images, draws):
+                way(encoded, draw)
+            rates[name].append(len(images) / (time.process_time() - start))
+    rounds = len(rates["pillow"])
+    print(f"{len(images)} JPEGs, crops of {_SIZE}, images/s of one core, median of {rounds} rounds")
+    for name, values in rates.items():
+        ratios = np.asarray(values) / np.asarray(rates["pillow"])
+        low, middle, high = np.percentile(ratios, [10, 50, 90])
+        print(
+            f"{name:13} {np.median(values):6.0f}   {middle:.2f} ({low:.2f} .. {high:.2f}) x pillow"
+        )
+
+
+if __name__ == "__main__":
+    main()
