@@ -1,5 +1,6 @@
 """Reads the objects of a pickle. Nothing that the pickle names is imported or called."""
 
+import abc
 import dataclasses
 import pickletools
 from collections.abc import Callable, Mapping
@@ -36,18 +37,18 @@ class Inert:
     name: str
 
 
-class Stateful:
+class Stateful(abc.ABC):
     """What a pickle may give a state after making it (its BUILD opcode)."""
 
     __slots__ = ()
 
+    @abc.abstractmethod
     def set_state(self, state: Any) -> None:
         """Takes over the state.
 
         Raises:
           ValueError: if it is none for this object.
         """
-        raise NotImplementedError
 
 
 class Stream(Protocol):

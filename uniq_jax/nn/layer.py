@@ -1,5 +1,6 @@
 """What the quantized layers share: quantizers on the two operands of a float layer's product."""
 
+import abc
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -139,9 +140,9 @@ class QuantLayer(nnx.Module):
                 self.replaced = (*self.replaced, (name, value))
                 delattr(self, name)
 
+    @abc.abstractmethod
     def _kernel_shape(self) -> tuple[int, ...]:
         """The kernel's shape without the axes that transforms stack layers along."""
-        raise NotImplementedError
 
     def _channel_axes(self) -> tuple[int, ...]:
         """The kernel's axes that the product keeps, negative, in order."""
