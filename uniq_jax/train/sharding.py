@@ -1,11 +1,15 @@
 """The mesh, and where arrays lie on it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# In elements; see `state_shardings`.
+_SMALLEST_SHARDED = 4096
 
 
 def create_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -42,14 +46,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
-    """For each array of a state: its largest axis that "model" divides, or a copy everywhere."""
+    """For each array of a state: its largest axis that "model" divides, or a copy everywhere.
+
+    Of axes of one size it is the last, that of a kernel's outputs: their sums then need no other
+    device. Vectors and scalars (biases, batch norms, learned steps and thresholds), and arrays of
+    fewer than 4096 elements, lie on every device: together they are a thousandth of a network, and
+    to fetch one costs what a message costs, more than the memory is worth.
+
+    Args:
+      mesh: with the axis "model".
+      abstract_state: a tree of arrays or ShapeDtypeStructs.
+
+    Returns:
+      A tree of shardings. Optimizer state and averages lie as the parameters of their shape do.
+    """
 
     def place(array: jax.ShapeDtypeStruct) -> NamedSharding:
         parts = mesh.shape["model"]
         divisible = [i for i, n in enumerate(array.shape) if n % parts == 0]
-        if parts == 1 or not divisible:
+        is_small = len(array.shape) < 2 or math.prod(array.shape) < _SMALLEST_SHARDED
+        if parts == 1 or is_small or not divisible:
             return replicated(mesh)
-        axis = max(divisible, key=lambda i: array.shape[i])
+        axis = max(divisible, key=lambda i: (array.shape[i], i))
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "model"))
 
     return jax.tree.map(place, abstract_state)
@@ -62,6 +80,16 @@ def check_batch(mesh: Mesh, key: str, batch_size: int) -> None:
         raise ValueError(
             f"config.data.{key} (={batch_size}) must be a multiple of the devices along the mesh's "
             f"data axis, which are {parts}"
+        )
+
+
+def check_microbatches(mesh: Mesh, key: str, batch_size: int, count: int) -> None:
+    """Raises a ValueError unless each of `count` microbatches spreads evenly over "data"."""
+    parts = mesh.shape["data"]
+    if batch_size % (parts * count):
+        raise ValueError(
+            f"{key} (={count}) times the devices along the mesh's data axis, which are {parts}, "
+            f"must divide config.data.batch_size (={batch_size})"
         )
 
 
