@@ -15,7 +15,7 @@ def check(spec: RunSpec) -> None:
     _require(0 <= spec.seed < 2**32, "seed", spec.seed, "in 0..2**32-1")
     _require(spec.log_every_steps >= 1, "log_every_steps", spec.log_every_steps, "at least 1")
     _require(spec.eval_every_epochs > 0, "eval_every_epochs", spec.eval_every_epochs, "above 0")
-    _at_least_0(spec, "", "checkpoint_every_steps")
+    _at_least_0(spec, "", "checkpoint_every_steps", "memory_limit_gib")
     _require(
         set(spec.mesh) == {"data", "model"} and all(n == -1 or n >= 1 for n in spec.mesh.values()),
         "mesh",
@@ -23,6 +23,7 @@ def check(spec: RunSpec) -> None:
         "{'data': n, 'model': m} with -1 or positive numbers",
     )
     for phase in spec.phases:
+        _check_accumulation(phase, spec.data.batch_size)
         _check_phase(phase)
         _check_optimizer(phase)
         _check_loss(phase.loss, f"{phase.name}.loss")
@@ -76,6 +77,12 @@ def _check_phase(phase: PhaseSpec) -> None:
         else:
             rule = f"in 1..{largest} for method {phase.method!r}"
             _require(1 <= value <= largest, f"{name}.{key}", value, rule)
+
+
+def _check_accumulation(phase: PhaseSpec, batch_size: int) -> None:
+    key, value = f"{phase.name}.accumulation_steps", phase.accumulation_steps
+    rule = f"a positive divisor of config.data.batch_size (={batch_size})"
+    _require(value >= 1 and batch_size % value == 0, key, value, rule)
 
 
 def _check_optimizer(phase: PhaseSpec) -> None:

@@ -53,13 +53,17 @@ class ModelSpec:
       name: a key of `uniq_jax.models.MODELS`.
       options: further arguments of the network: {"shortcut": "B"} for example.
       dtype: of the computation: "float32" or "bfloat16".
-      param_dtype: of parameters: "float32", or "float64" for checks.
+      param_dtype: of parameters: "float32", or "float64" for checks. Batch-norm statistics, learned
+        steps and thresholds, optimizer state, logits and losses never are of fewer bits.
+      remat: what is computed again for gradients, to save memory: "none"; "convolutions", all of a
+        residual block but its convolutions; or "blocks", all of it.
     """
 
     name: str
     options: dict[str, Any]
     dtype: Literal["float32", "bfloat16", "float64"]
     param_dtype: Literal["float32", "float64"]
+    remat: Literal["none", "convolutions", "blocks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +133,8 @@ class PhaseSpec:
         bit).
       calibration_batches: training batches that initial steps are calibrated on; 0 for none.
       total_epochs: of this phase.
+      accumulation_steps: microbatches that each batch is cut into, which go through the network one
+        after another; batch norms and the gradient scale of learned steps see one of them.
       optimizer: of this phase.
       loss: of this phase.
       batch_norm_batches: training batches on which batch norms' mean and variance are estimated
@@ -145,6 +151,7 @@ class PhaseSpec:
     quantize_shortcut: bool
     calibration_batches: int
     total_epochs: float
+    accumulation_steps: int
     optimizer: OptimizerSpec
     loss: LossSpec
     batch_norm_batches: int
@@ -165,7 +172,10 @@ class RunSpec:
       phases: in their order.
       init_from: parameters to start from: a workdir or checkpoint of this package, or a file (of
         PyTorch, .safetensors or .npz) under this package's or PyTorch's names; "" for none.
-      mesh: devices along each axis; -1 for all the rest.
+      mesh: devices along each axis; -1 for all the rest. Batches are spread over "data". Over
+        "model" lie parts of each large parameter and of what the optimizer and the averages keep
+        for it, along its largest axis that the devices divide; see `train.sharding`.
+      memory_limit_gib: memory of a device that a training step may take; 0 to ask the device.
       log_every_steps: how often training loss is logged.
       eval_every_epochs: how often the test set is evaluated; the end always is.
       checkpoint_every_steps: how often the run can be resumed from; 0 for only the end.
@@ -178,6 +188,7 @@ class RunSpec:
     phases: tuple[PhaseSpec, ...]
     init_from: str
     mesh: dict[str, int]
+    memory_limit_gib: float
     log_every_steps: int
     eval_every_epochs: float
     checkpoint_every_steps: int

@@ -11,7 +11,8 @@ from flax import nnx
 
 from uniq_jax.nn import QuantizerParam
 from uniq_jax.spec import LossSpec
-from uniq_jax.train import losses, mixup
+from uniq_jax.train import losses, mixup, remat
+from uniq_jax.train.accumulation import accumulate
 
 Arrays = dict[str, jax.Array]
 
@@ -113,6 +114,8 @@ class Program:
       loss: what is minimized.
       ema_decay: of the moving averages; 0 for none.
       seed: of what is random in a step, besides the step's number.
+      accumulation_steps: microbatches that a batch is cut into.
+      remat: what is computed again for gradients, see `remat.rematerialize`.
     """
 
     network: Network
@@ -124,6 +127,8 @@ class Program:
     loss: LossSpec
     ema_decay: float
     seed: int
+    accumulation_steps: int = 1
+    remat: str = "none"
 
     def build(self, params: Mapping[str, Any], statistics: Mapping[str, Any]) -> nnx.Module:
         """The model with these arrays."""
@@ -177,38 +182,48 @@ def train_step(
 
     Returns:
       The next state, and the step's "loss" (mean over the batch), "accuracy", "gradient_norm"
-      and "learning_rate".
+      and "learning_rate". See `accumulation` for what a batch is that is cut into microbatches.
     """
     if (teacher is not None) != bool(program.loss.teacher):
         raise ValueError(
             f"teacher (={type(teacher).__name__}) must be given if and only if the program's loss "
             f"names one; it names {program.loss.teacher!r}"
         )
-    images, part = program.normalize(batch["image"]), None
+    examples, part = dict(batch), None
     if program.loss.mixup_alpha:
         key = jax.random.fold_in(jax.random.key(program.seed), state.step)
         part = mixup.share(key, program.loss.mixup_alpha)
-        images = mixup.mix(images, part)
-    teacher_logits = None if teacher is None else teacher.logits(images)
+        # Partners are those of the whole batch, also where it is cut.
+        examples["image"] = mixup.mix(program.normalize(batch["image"]), part)
+        examples["partner"] = mixup.partners(batch["label"])
 
-    def loss_of(params: Arrays):
-        model: Any = program.build(params, state.statistics)
-        model.train()
-        logits = model(images)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        _, statistics = split(model)
-        values = _losses(program.loss, logits, batch["label"], teacher_logits)
-        if part is not None:
-            labels = mixup.partners(batch["label"])
-            others = _losses(program.loss, logits, labels, teacher_logits)
-            values = part * values + (1 - part) * others
-        return jnp.mean(values), (statistics, logits)
+    def gradients(params: Arrays, statistics: Arrays, examples: Mapping[str, jax.Array]):
+        images = examples["image"] if part is not None else program.normalize(examples["image"])
+        teacher_logits = None if teacher is None else teacher.logits(images)
 
-    (loss, (statistics, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        def loss_of(params: Arrays):
+            model: Any = program.build(params, statistics)
+            model.train()
+            remat.rematerialize(model, program.remat)
+            logits = model(images)
+            logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            _, updated = split(model)
+            values = _losses(program.loss, logits, examples["label"], teacher_logits)
+            if part is not None:
+                others = _losses(program.loss, logits, examples["partner"], teacher_logits)
+                values = part * values + (1 - part) * others
+            return jnp.mean(values), (updated, logits)
+
+        (loss, (updated, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        correct = jnp.argmax(logits, axis=-1) == examples["label"]
+        return grads, updated, {"loss": loss, "accuracy": jnp.mean(correct)}
+
+    grads, statistics, means = accumulate(
+        gradients, state.params, state.statistics, examples, program.accumulation_steps
+    )
     updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
     metrics = {
-        "loss": loss,
-        "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"]),
+        **means,
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(program.rate(state.step)),
     }
