@@ -103,9 +103,10 @@ def train_phase(
                 description=phase.name,
             )
         )
-        step_fn, evaluate = run.train_step(program, state), run.evaluator(program)
-        teacher = run.teacher(phase)
+        evaluate, teacher = run.evaluator(program), run.teacher(phase)
         started_s = time.monotonic()
+        step_fn, memory = run.compiled_step(phase, program, state, teacher)
+        progress.note(f"{phase.name}: {memory}")
         best_accuracy, accuracy = before.best_accuracy, math.nan
 
         def progressed() -> Progressed:

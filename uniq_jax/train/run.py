@@ -13,7 +13,16 @@ from flax import nnx
 
 from uniq_jax import data
 from uniq_jax.spec import PhaseSpec, RunSpec
-from uniq_jax.train import averages, compilation, optimizer, sharding, start, teacher
+from uniq_jax.train import (
+    averages,
+    compilation,
+    memory,
+    optimizer,
+    remat,
+    sharding,
+    start,
+    teacher,
+)
 from uniq_jax.train.state import (
     Arrays,
     Network,
@@ -46,6 +55,9 @@ class Run:
         self.mesh = sharding.create_mesh(spec.mesh)
         for key in ("batch_size", "eval_batch_size"):
             sharding.check_batch(self.mesh, key, getattr(spec.data, key))
+        for phase in spec.phases:
+            key, count = f"config.{phase.name}.accumulation_steps", phase.accumulation_steps
+            sharding.check_microbatches(self.mesh, key, spec.data.batch_size, count)
         is_resized = spec.data.augment == data.RESIZED_CROP  # of images as they are stored
         self.train_data, self.test_data = (
             data.load_as(
@@ -107,7 +119,13 @@ class Run:
 
     def program(self, phase: PhaseSpec) -> Program:
         """Traces the phase's network for what stays the same in all steps; computes nothing."""
-        network = Network.of(nnx.eval_shape(self.builder(phase)))
+        model: nnx.Module = nnx.eval_shape(self.builder(phase))
+        network = Network.of(model)
+        if self.spec.model.remat != "none" and not remat.blocks(model):
+            raise ValueError(
+                f"config.model.remat (={self.spec.model.remat!r}) must be 'none' for "
+                f"{self.spec.model.name!r}, which has no residual blocks"
+            )
         rate = optimizer.schedule(
             phase.optimizer,
             total_steps=self.total_steps(phase),
@@ -128,6 +146,8 @@ class Run:
             loss=phase.loss,
             ema_decay=phase.ema_decay,
             seed=self.spec.seed,
+            accumulation_steps=phase.accumulation_steps,
+            remat=self.spec.model.remat,
         )
 
     def teacher(self, phase: PhaseSpec) -> Teacher | None:
@@ -167,6 +187,27 @@ class Run:
             donate_argnums=0,
             out_shardings=(placed, sharding.replicated(self.mesh)),
             compiler_options=compilation.compiler_options(),
+        )
+
+    def compiled_step(
+        self, phase: PhaseSpec, program: Program, state: TrainState, taught: Teacher | None
+    ) -> tuple[Callable[..., Any], str]:
+        """`train_step`, compiled ahead of time; with a line on the memory it takes.
+
+        Raises:
+          ValueError: if a device cannot hold what a step takes; the message gives advice.
+        """
+        shapes = {"image": (self.train_data.image_shape, np.uint8), "label": ((), np.int32)}
+        spread = sharding.batch_sharding(self.mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct((self.spec.data.batch_size, *shape), kind, sharding=spread)
+            for name, (shape, kind) in shapes.items()
+        }
+        return memory.compile_step(
+            self.train_step(program, state),
+            (state, batch, taught),
+            limit_gib=self.spec.memory_limit_gib,
+            advice=memory.advice(self.spec, phase),
         )
 
     def estimate_statistics(
