@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from uniq_jax.train import sharding
+from uniq_jax.train.checkpoints import read_model
 
 CHILD = """
 import json, pathlib, sys
@@ -215,6 +216,17 @@ def test_large_arrays_lie_in_parts_and_small_ones_everywhere(trained):
     # They are most of the state.
     total = sum(np.prod(whole) for whole, _ in shards.values())
     assert sum(np.prod(part) for part in parts.values()) * 2 > 0.7 * total
+
+
+def test_parameters_are_read_on_other_devices_than_they_were_saved_on(trained):
+    directory, _ = trained
+    assert len(jax.devices()) < 4
+    found = read_model(directory / "checkpoints")
+    arrays = np.load(directory / "uniq_n2uq-model.npz")
+    expected = {n.partition(":")[2]: a for n, a in arrays.items() if n.startswith("average:")}
+    assert found.keys() == expected.keys()
+    for path, array in found.items():
+        np.testing.assert_array_equal(array, expected[path])
 
 
 def test_a_batch_is_cut_without_communication(trained):

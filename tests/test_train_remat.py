@@ -13,8 +13,8 @@ from flax import nnx
 
 from uniq_jax import config as c
 from uniq_jax import quantize, rules
-from uniq_jax.models.cifar_resnet import CifarResNet
-from uniq_jax.train import compilation, remat, start
+from uniq_jax.models.resnet import BasicBlock
+from uniq_jax.train import remat, start
 from uniq_jax.train.run import Run
 from uniq_jax.train.state import Network, TrainState, split, train_step
 
@@ -65,27 +65,54 @@ def residual_bytes(program, state, batch, which):
     return sum(math.prod(array.shape) * array.dtype.itemsize for array in kept)
 
 
+class Small(nnx.Module):
+    """One residual block between the ends."""
+
+    def __init__(self, **options):
+        self.conv1 = nnx.Conv(1, 8, (3, 3), **options)
+        self.blocks = nnx.List([BasicBlock(8, 8, 1, **options)])
+        self.fc = nnx.Linear(8, 10, **options)
+
+    def __call__(self, x):
+        x = self.conv1(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.fc(x.mean((1, 2)))
+
+
+def small(dtype, param_dtype, optimizer):
+    """Program, state and a batch; no parameter's initialization is compiled."""
+
+    def build():
+        model = Small(dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+        return quantize(model, rules.uniq_n2uq(2))
+
+    model = nnx.eval_shape(build)
+    shapes = jax.eval_shape(lambda: split(build()))
+    rng = np.random.default_rng(0)
+    params, statistics = jax.tree.map(
+        lambda a: jnp.asarray(rng.uniform(0.1, 0.9, a.shape) - (a.ndim > 1) * 0.5, a.dtype),
+        shapes,
+    )
+    run, phase = Run(make_spec()), make_spec().phases[0]
+    program = dataclasses.replace(
+        run.program(phase),
+        network=Network.of(model),
+        dtype=jnp.dtype(dtype),
+        optimizer=optimizer,
+        ema_decay=0.0,
+    )
+    labels = np.arange(16) % 10
+    images = rng.integers(0, 64, (16, 8, 8, 1)) + 20 * labels[:, None, None, None]
+    state = TrainState(jnp.zeros((), jnp.int32), params, statistics, optimizer.init(params))
+    return program, state, {"image": images.astype(np.uint8), "label": labels.astype(np.int32)}
+
+
 @pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types")  # NNX's batch norm.
 def test_recomputed_blocks_have_the_same_gradients_and_keep_less():
     with jax.enable_x64(True):
-        model = CifarResNet(
-            8, num_classes=10, in_features=1, width=4, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
-        )
-        quantize(model, rules.uniq_n2uq(2))
-        program = dataclasses.replace(
-            Run(make_spec()).program(make_spec().phases[0]),
-            network=Network.of(model),
-            dtype=jnp.dtype(jnp.float64),
-            optimizer=optax.trace(0.9),  # Its state after a step is the gradient.
-            ema_decay=0.0,
-        )
-        params, statistics = split(model)
-        state = TrainState(
-            jnp.zeros((), jnp.int32), params, statistics, program.optimizer.init(params)
-        )
-        rng = np.random.default_rng(0)
-        images = rng.integers(0, 256, (8, 8, 8, 1), np.uint8)
-        batch = {"image": jnp.asarray(images), "label": jnp.arange(8)}
+        trace = optax.trace(0.9)  # Its state after a step is the gradient.
+        program, state, batch = small(jnp.float64, jnp.float64, trace)
         kept, found = {}, {}
         for which in ("none", "convolutions", "blocks"):
             one = dataclasses.replace(program, remat=which)
@@ -158,18 +185,15 @@ def test_products_are_of_the_models_dtype_and_losses_of_float32(dtype):
     assert operand_dtypes(program, state, batch, *LOSS) == {"float32"}
 
 
-def test_training_in_bfloat16_keeps_everything_in_float32(monkeypatch):
-    monkeypatch.setattr(compilation, "compiler_options", lambda: QUICKLY)
-    run, program, _, _ = abstract(dtype="bfloat16")
-    phase = run.spec.phases[0]
-    state = start.fresh_state(run.builder(phase), program, run.mesh)
-    step, _ = run.compiled_step(phase, program, state, None)
+def test_training_in_bfloat16_keeps_everything_in_float32():
+    optimizer = optax.chain(optax.trace(0.9), optax.scale(-0.01))
+    program, state, batch = small(jnp.bfloat16, jnp.float32, optimizer)
+    assert operand_dtypes(program, state, batch, *PRODUCTS) == {"bfloat16"}
+    step = jax.jit(functools.partial(train_step, program), compiler_options=QUICKLY)
     losses = []
-    with run.train_batches() as batches:
-        for _ in range(60):
-            state, metrics = step(state, run.place(next(batches)), None)
-            losses.append(float(metrics["loss"]))
-    leaves = jax.tree.leaves(state)
-    assert {str(leaf.dtype) for leaf in leaves} == {"float32", "int32"}  # Counts of steps.
-    assert {str(leaf.dtype) for leaf in metrics.values()} == {"float32"}
-    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+    for _ in range(60):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    kinds = {str(leaf.dtype) for leaf in jax.tree.leaves((state, metrics))}
+    assert kinds == {"float32", "int32"}  # int32 is the count of steps.
+    assert losses[-1] < 0.8 * losses[0]

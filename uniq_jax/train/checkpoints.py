@@ -166,8 +166,13 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
         step = manager.latest_step()
         if step is None:
             raise FileNotFoundError(f"there is no checkpoint in {directory}")
+        # Into host memory: the devices that it was saved on need not be here.
+        wanted = {
+            name: np.broadcast_to(np.zeros((), array.dtype), array.shape)
+            for name, array in manager.item_metadata(step).state.tree.items()
+        }
         arrays = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
         ).state
     return {
         name.partition(".")[2].replace(".", "/"): np.asarray(array)
