@@ -221,6 +221,13 @@ def config_file(tmp_path):
     return path
 
 
+# What the phase that is interrupted follows besides, so that it is resumed too.
+OSCILLATION = tuple(
+    f"--config.w4a4.oscillation.{option}"
+    for option in ("measure", "damping=0.01", "freeze_threshold=0.001", "momentum=0.5")
+)
+
+
 @pytest.mark.parametrize(
     ("method", "arg"),
     [
@@ -240,7 +247,7 @@ def test_one_command_goes_down_from_width_to_width_and_resumes(
     spec = c.run_spec(get_config(arg))
     names = [phase.name for phase in spec.phases]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    process = run_main(f"--config={config_file}:{arg}", f"--workdir={undisturbed}")
+    process = run_main(f"--config={config_file}:{arg}", f"--workdir={undisturbed}", *OSCILLATION)
     assert process.returncode == 0, process.stderr
     output = process.stdout
     positions = [output.index(f"{name}: starts from trained parameters") for name in names[1:]]
@@ -264,9 +271,10 @@ def test_one_command_goes_down_from_width_to_width_and_resumes(
     steps = json.loads((killed / "w4a4" / "outcome.json").read_text())["steps"]
     (killed / "w4a4" / "outcome.json").unlink()
     shutil.rmtree(killed / "w4a4" / "checkpoints" / str(steps))
-    process = run_main(f"--config={config_file}:{arg}", f"--workdir={killed}")
+    process = run_main(f"--config={config_file}:{arg}", f"--workdir={killed}", *OSCILLATION)
     assert process.returncode == 0, process.stderr
     assert "w4a4: resumes at step 4 of" in process.stdout
+    assert "of the weights oscillate (frequency above 0.005)" in " ".join(process.stdout.split())
     assert read_metrics(killed) == read_metrics(undisturbed)
     again = read_model(killed / "w2a2" / "checkpoints")
     assert again.keys() == arrays.keys()

@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 
 from uniq_jax.spec import PhaseSpec
-from uniq_jax.train import start
+from uniq_jax.train import oscillation, start
 from uniq_jax.train.checkpoints import Checkpoints, Progressed
 from uniq_jax.train.handover import Source
 from uniq_jax.train.logs import MetricsWriter, write_json
@@ -154,6 +154,9 @@ def train_phase(
                     best.save(step, state, progressed())
             if saves:
                 latest.save(step, state, progressed())
+        if state.oscillation is not None:
+            threshold = phase.oscillation.threshold
+            note(f"{phase.name}: {oscillation.summary(state.oscillation, threshold)}")
         if first_step == total_steps:
             accuracy = evaluate(*state.evaluated)["test_accuracy"]
         return Outcome(accuracy, best_accuracy, total_steps, progressed().seconds)
@@ -184,7 +187,7 @@ def _first_state(
         with contextlib.closing(run.train_batches()) as batches:
             placed = (run.place(batch) for batch in batches)
             state = start.calibrate(program, state, placed, phase.calibration_batches, kept)
-    return start.restart_averages(state)
+    return start.restart_oscillation(program, start.restart_averages(state))
 
 
 def _falls_due(step: int, total_steps: int, every: float) -> bool:

@@ -13,7 +13,15 @@ from flax import nnx
 
 from uniq_jax import data
 from uniq_jax.spec import PhaseSpec, RunSpec
-from uniq_jax.train import averages, compilation, optimizer, sharding, start, teacher
+from uniq_jax.train import (
+    averages,
+    compilation,
+    optimizer,
+    oscillation,
+    sharding,
+    start,
+    teacher,
+)
 from uniq_jax.train.state import (
     Arrays,
     Network,
@@ -128,6 +136,7 @@ class Run:
             loss=phase.loss,
             ema_decay=phase.ema_decay,
             seed=self.spec.seed,
+            oscillation=oscillation.plan(phase.oscillation, self.total_steps(phase)),
         )
 
     def teacher(self, phase: PhaseSpec) -> Teacher | None:

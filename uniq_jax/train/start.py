@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from uniq_jax import interop, models, nn
 from uniq_jax.spec import ModelSpec, PhaseSpec
-from uniq_jax.train import checkpoints, sharding, sources
+from uniq_jax.train import checkpoints, oscillation, sharding, sources
 from uniq_jax.train.state import Arrays, Program, TrainState, split
 
 
@@ -101,13 +101,29 @@ def fresh_state(build: Callable[[], nnx.Module], program: Program, mesh: Mesh) -
 def _fresh(build: Callable[[], nnx.Module], program: Program) -> TrainState:
     params, statistics = split(build())
     copies = jax.tree.map(jnp.copy, {**params, **statistics})
+    tracks = program.oscillation is not None and program.oscillation.tracks
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         statistics=statistics,
         opt_state=program.optimizer.init(params),
         averages=copies if program.ema_decay else None,
+        oscillation=_oscillation(program, params, statistics) if tracks else None,
     )
+
+
+def _oscillation(program: Program, params: Arrays, statistics: Arrays) -> oscillation.Oscillation:
+    assert program.oscillation is not None
+    return oscillation.initial(program.build(params, statistics), program.oscillation)
+
+
+def restart_oscillation(program: Program, state: TrainState) -> TrainState:
+    """The state that knows, where it follows oscillations, the codes of its weights."""
+    if state.oscillation is None:
+        return state
+    places = jax.tree.map(lambda array: array.sharding, state.oscillation)
+    start = jax.jit(functools.partial(_oscillation, program), out_shardings=places)
+    return dataclasses.replace(state, oscillation=start(state.params, state.statistics))
 
 
 def restart_averages(state: TrainState) -> TrainState:
