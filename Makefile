@@ -62,8 +62,8 @@ cifar: $(DEV) ## two epochs of CIFAR-10, killed and resumed (needs UNIQ_JAX_SHAR
 cifar-networks: $(DEV) ## the README's CIFAR-10 ResNets, float and W8A8 (needs UNIQ_JAX_SHARED)
 	@$(RUN) -m pytest -q tests/test_cifar10_networks.py
 
-curriculum: $(DEV) ## every method from float to 8, 4 and 2 bits, and resumed halfway
-	@$(RUN) -m pytest -q -m slow tests/test_train_handover.py
+curriculum: $(DEV) ## every method from float to 8, 4 and 2 bits, resumed; steps that freeze weights
+	@$(RUN) -m pytest -q -m slow tests/test_train_handover.py tests/test_train_oscillation.py
 
 update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'

@@ -227,6 +227,7 @@ def test_by_default_nothing_of_it_is_in_the_step():
     assert "oscillating_weights" in metrics
 
 
+@pytest.mark.slow
 def test_a_step_with_all_of_it_counts_and_is_restored(tmp_path):
     everything = {
         "measure": True,
