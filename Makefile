@@ -15,7 +15,7 @@ PYTHON ?=
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar cifar-networks meshes update-constraints clean
+.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar cifar-networks meshes curriculum update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -64,6 +64,9 @@ cifar-networks: $(DEV) ## the README's CIFAR-10 ResNets, float and W8A8 (needs U
 
 meshes: $(DEV) ## every method trained on three meshes of four CPU devices
 	@$(RUN) -m pytest -q -m slow tests/test_train_mesh.py
+
+curriculum: $(DEV) ## every method from float to 8, 4 and 2 bits, resumed; steps that freeze weights
+	@$(RUN) -m pytest -q -m slow tests/test_train_handover.py tests/test_train_oscillation.py
 
 update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'

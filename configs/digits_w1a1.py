@@ -3,7 +3,8 @@
     python -m uniq_jax.main --config=configs/digits_w1a1.py --workdir=runs/digits_w1a1
 
 First and last layer stay float, as in UniQ's binary networks; weights are not decayed, and the rate
-warms up at a constant. Arguments: `seed`.
+warms up at a constant. Arguments: `seed`; and `curriculum`, as in
+`…py:curriculum=8-4-2`, widths that follow one another in place of the one.
 """
 
 from uniq_jax import config as c
@@ -11,8 +12,7 @@ from uniq_jax import recipes
 
 
 def get_config(arg=None):
-    config = recipes.digits(arg)
-    config.quantized = c.phase(
+    quantized = c.phase(
         "uniq",
         weight_bits=1,
         activation_bits=1,
@@ -24,4 +24,4 @@ def get_config(arg=None):
             "weight_decay": 0.0,
         },
     )
-    return config
+    return recipes.digits(arg, quantized)

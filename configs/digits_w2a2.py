@@ -4,7 +4,8 @@ The demo: `make demo`, or
 
     python -m uniq_jax.main --config=configs/digits_w2a2.py --workdir=runs/digits
 
-The first and last layer have 8 bits. Arguments: `seed`.
+The first and last layer have 8 bits. Arguments: `seed`; and `curriculum`, as in
+`…py:curriculum=8-4-2`, widths that follow one another in place of the one.
 """
 
 from uniq_jax import config as c
@@ -12,12 +13,11 @@ from uniq_jax import recipes
 
 
 def get_config(arg=None):
-    config = recipes.digits(arg)
-    config.quantized = c.phase(
+    quantized = c.phase(
         "uniq",
         weight_bits=2,
         activation_bits=2,
         total_epochs=15.0,
         optimizer={"learning_rate": 0.02},
     )
-    return config
+    return recipes.digits(arg, quantized)

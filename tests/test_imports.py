@@ -27,7 +27,8 @@ ALLOWED_ROOMS = {
     "data": (),
     "spec": (),
     "config": ("spec",),
-    "recipes": ("config",),
+    "curriculum": ("spec",),
+    "recipes": ("config", "curriculum", "spec"),
     "deploy": ("quantizers", "nn", "models"),
     # A run ends with what its network costs where it is deployed.
     "train": (*BELOW_TRAIN, "deploy"),

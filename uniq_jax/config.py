@@ -62,7 +62,7 @@ def phase(method: str = "float", **values: Any) -> ml_collections.ConfigDict:
 
     Args:
       method: of the phase.
-      **values: of keys; the sections `optimizer` and `loss` are merged.
+      **values: of keys; the sections `optimizer`, `loss` and `oscillation` are merged.
 
     Raises:
       ConfigError: if a value's key is unknown.
@@ -100,13 +100,23 @@ def phase(method: str = "float", **values: Any) -> ml_collections.ConfigDict:
                 "teacher_weight": 1.0,
                 "teacher_temperature": 1.0,
             },
+            "oscillation": {
+                "measure": False,
+                "momentum": 0.01,
+                "threshold": 0.005,
+                "damping": 0.0,
+                "freeze_threshold": 0.0,
+                "freeze_threshold_start": 0.0,
+            },
         }
     )
     optimizer, loss = values.pop("optimizer", {}), values.pop("loss", {})
+    oscillation = values.pop("oscillation", {})
     for target, given, prefix in (
         (section, values, "phase"),
         (section.optimizer, optimizer, "phase.optimizer"),
         (section.loss, loss, "phase.loss"),
+        (section.oscillation, oscillation, "phase.oscillation"),
     ):
         for key, value in given.items():
             if key not in target:

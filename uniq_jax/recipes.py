@@ -23,6 +23,8 @@ Both train on random resized crops of ImageNet, mirrored half of the time, and t
 from typing import Any
 
 from uniq_jax import config as c
+from uniq_jax import curriculum
+from uniq_jax.spec import ConfigError
 
 # A ConfigDict, whose keys no type checker knows.
 Config = Any
@@ -80,19 +82,39 @@ def cifar100(arg: str | None, *, model: str, bits: int) -> Config:
     return smoke(config) if args.smoke else config
 
 
-def digits(arg: str | None) -> Config:
-    """A float ResNet-20 on the embedded digits, before the phase `quantized`; argument: `seed`."""
+def digits(arg: str | None, quantized: Config) -> Config:
+    """A ResNet-20 on the embedded digits: float, then a quantized phase.
+
+    Args:
+      arg: `seed`, 0; and `curriculum`, as in `arguments`, whose phases follow one another in place
+        of the one given.
+      quantized: a phase.
+    """
+    args: Config = c.parse_arg(arg, seed=0, curriculum="")
     config: Config = c.base()
-    config.seed = c.parse_arg(arg, seed=0).seed
+    config.seed = args.seed
     config.data.name = "digits"
     config.data.batch_size = 64
     config.data.augment = "crop"
     config.data.pad_pixels = 1
     config.model.name = "resnet20"
-    config.phases = ("float", "quantized")
+    config.phases = ("float",)
     config.float = c.phase(
         "float", total_epochs=15.0, optimizer={"learning_rate": 0.1, "warmup_epochs": 1.0}
     )
+
+    def phase(weight_bits: int, activation_bits: int, epochs: float) -> Config:
+        copy = quantized.copy_and_resolve_references()
+        copy.weight_bits, copy.activation_bits = weight_bits, activation_bits
+        copy.optimizer.warmup_epochs = min(copy.optimizer.warmup_epochs, epochs / 4)
+        copy.total_epochs = epochs
+        return copy
+
+    if args.curriculum:
+        curriculum.add(config, args.curriculum, quantized.method, quantized.total_epochs, phase)
+    else:
+        config.phases = ("float", "quantized")
+        config.quantized = quantized
     return config
 
 
@@ -101,10 +123,14 @@ def arguments(arg: str | None, *, bits: int, method: str) -> Config:
 
     bits            of weights and activations
     weight_bits, activation_bits   apart, where not 0
+    curriculum      widths one after another in place of one, as in "8-4-2", which makes the phases
+                    "w8a8", "w4a4" and "w2a2", each from what the one before left; or, apart, as in
+                    "w8a5-4-2" (N2UQ's activations have 5 bits at most). The last phase has half of
+                    the epochs, and the others share the other half evenly
     method          uniq, n2uq, uniq_n2uq or lsq
     granularity     layer or channel, of UniQ's weight steps
     float_shortcut  shortcut convolutions stay float
-    epochs          of the quantized phase, where not 0; otherwise the recipe's
+    epochs          of the quantized phases together, where not 0; otherwise the recipe's
     float_epochs    of a float phase before it, 0
     teacher         weights of a float network whose output both phases learn, in place of labels
     teacher_model   the name of that network, where not the recipe's: ResNet-101 on ImageNet, and
@@ -117,6 +143,7 @@ def arguments(arg: str | None, *, bits: int, method: str) -> Config:
         bits=bits,
         weight_bits=0,
         activation_bits=0,
+        curriculum="",
         method=method,
         granularity="layer",
         float_shortcut=False,
@@ -139,48 +166,65 @@ def add_phases(
     float_optimizer: dict[str, Any] | None = None,
     teacher_model: str | None = None,
 ) -> None:
-    """Adds the phase `quantized`, and `float` before it where the arguments say so.
+    """Adds the phase `quantized`, or those of a curriculum; and `float` before, where asked for.
+
+    Where a curriculum changes the widths of a network, activations are calibrated, by N2UQ's recipe
+    too, which otherwise starts from constants.
 
     Args:
       config: changed in place.
       args: as `arguments` gives them.
-      total_epochs: of the quantized phase, unless `args` says otherwise.
+      total_epochs: of the quantized phases together, unless `args` says otherwise.
       calibration_batches: of the quantized phase.
       weight_decay: of the quantized phase, at two bits and more, by UniQ's recipe.
       float_optimizer: of the float phase; UniQ's by default.
       teacher_model: of the teacher, where `args` names one, unless `args` says otherwise; by
         default the config's own network.
     """
-    weight_bits = args.weight_bits or args.bits
-    activation_bits = args.activation_bits or args.bits
-    epochs = args.epochs or total_epochs
-    if args.method in ("n2uq", "uniq_n2uq"):
-        optimizer = n2uq_optimizer(config.data.batch_size)
-    elif min(weight_bits, activation_bits) == 1:
-        optimizer = {
-            "learning_rate": 0.01,
-            "warmup_epochs": min(5.0, epochs / 4),
-            "warmup_learning_rate": 0.001,
-            "warmup_shape": "constant",
-            "weight_decay": 0.0,
-        }
-    else:
-        optimizer = {"learning_rate": 0.01, "weight_decay": weight_decay}
     loss = _soft_labels(config, args, teacher_model)
-    config.phases = ("quantized",)
-    config.quantized = c.phase(
-        args.method,
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        granularity=args.granularity,
-        quantize_shortcut=not args.float_shortcut,
-        calibration_batches=calibration_batches,
-        total_epochs=epochs,
-        optimizer=optimizer,
-        loss=loss,
-    )
+
+    def phase(weight_bits: int, activation_bits: int, epochs: float) -> Config:
+        if args.method in ("n2uq", "uniq_n2uq"):
+            optimizer = n2uq_optimizer(config.data.batch_size)
+        elif min(weight_bits, activation_bits) == 1:
+            optimizer = {
+                "learning_rate": 0.01,
+                "warmup_epochs": min(5.0, epochs / 4),
+                "warmup_learning_rate": 0.001,
+                "warmup_shape": "constant",
+                "weight_decay": 0.0,
+            }
+        else:
+            optimizer = {"learning_rate": 0.01, "weight_decay": weight_decay}
+        return c.phase(
+            args.method,
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            granularity=args.granularity,
+            quantize_shortcut=not args.float_shortcut,
+            calibration_batches=calibration_batches,
+            total_epochs=epochs,
+            optimizer=optimizer,
+            loss=loss,
+        )
+
+    epochs = args.epochs or total_epochs
+    config.phases = ()
+    if args.curriculum:
+        for key in ("weight_bits", "activation_bits"):
+            if args[key]:
+                raise ConfigError(
+                    f"config argument {key} (={args[key]}) must be left out where curriculum "
+                    f"(={args.curriculum!r}) is given, which can say w8a5 for example"
+                )
+        curriculum.add(config, args.curriculum, args.method, epochs, phase)
+    else:
+        config.phases = ("quantized",)
+        config.quantized = phase(
+            args.weight_bits or args.bits, args.activation_bits or args.bits, epochs
+        )
     if args.float_epochs:
-        config.phases = ("float", "quantized")
+        config.phases = ("float", *config.phases)
         config.float = c.phase(
             "float",
             total_epochs=args.float_epochs,

@@ -11,5 +11,6 @@ from uniq_jax.spec.sections import DataSpec as DataSpec
 from uniq_jax.spec.sections import LossSpec as LossSpec
 from uniq_jax.spec.sections import ModelSpec as ModelSpec
 from uniq_jax.spec.sections import OptimizerSpec as OptimizerSpec
+from uniq_jax.spec.sections import OscillationSpec as OscillationSpec
 from uniq_jax.spec.sections import PhaseSpec as PhaseSpec
 from uniq_jax.spec.sections import RunSpec as RunSpec

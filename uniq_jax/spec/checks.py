@@ -27,6 +27,7 @@ def check(spec: RunSpec) -> None:
         _check_phase(phase)
         _check_optimizer(phase)
         _check_loss(phase.loss, f"{phase.name}.loss")
+        _check_oscillation(phase)
 
 
 def _require(condition: bool, key: str, value: Any, rule: str) -> None:
@@ -97,6 +98,22 @@ def _check_optimizer(phase: PhaseSpec) -> None:
     _require(0 <= optimizer.momentum < 1, f"{prefix}momentum", optimizer.momentum, "in [0, 1)")
     fraction = optimizer.quantizer_freeze_fraction
     _require(0 <= fraction <= 1, f"{prefix}quantizer_freeze_fraction", fraction, "in [0, 1]")
+
+
+def _check_oscillation(phase: PhaseSpec) -> None:
+    section, key = phase.oscillation, f"{phase.name}.oscillation"
+    _require(0 < section.momentum <= 1, f"{key}.momentum", section.momentum, "in (0, 1]")
+    for name in ("threshold", "freeze_threshold", "freeze_threshold_start"):
+        value = getattr(section, name)
+        _require(0 <= value < 1, f"{key}.{name}", value, "in [0, 1)")
+    _at_least_0(section, f"{key}.", "damping")
+    start, end = section.freeze_threshold_start, section.freeze_threshold
+    rule = f"0, or at least freeze_threshold (={end}) where that is above 0"
+    _require(start == 0 or start >= end > 0, f"{key}.freeze_threshold_start", start, rule)
+    for name in ("measure", "damping", "freeze_threshold"):
+        value = getattr(section, name)
+        rule = "off in a float phase, whose weights have no levels"
+        _require(not (phase.is_float and value), f"{key}.{name}", value, rule)
 
 
 def _check_loss(loss: LossSpec, key: str) -> None:

@@ -121,6 +121,29 @@ class LossSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class OscillationSpec:
+    """Weights that oscillate between two levels: see `uniq_jax.train.oscillation`.
+
+    Attributes:
+      measure: whether to log "oscillating_weights", the share of weights that oscillate.
+      momentum: of the moving averages of frequencies and codes: the share of the newest step.
+      threshold: frequency, in steps, above which a weight counts as oscillating.
+      damping: factor of the loss that pulls weights to their levels, at the end of the phase; from
+        0 at its start by a cosine. 0 for none.
+      freeze_threshold: frequency above which weights are frozen, at the end of the phase; 0 for
+        none.
+      freeze_threshold_start: the same at its start, and down by a cosine; 0 for the same.
+    """
+
+    measure: bool
+    momentum: float
+    threshold: float
+    damping: float
+    freeze_threshold: float
+    freeze_threshold_start: float
+
+
+@dataclasses.dataclass(frozen=True)
 class PhaseSpec:
     """One training, from the parameters that the phase before it left.
 
@@ -141,6 +164,7 @@ class PhaseSpec:
         anew for the last evaluation and checkpoint; 0 keeps the running ones.
       ema_decay: of the exponential moving average of parameters and statistics, which is evaluated,
         and what later runs take from the checkpoints; 0 for none.
+      oscillation: of this phase.
     """
 
     name: str
@@ -156,6 +180,7 @@ class PhaseSpec:
     loss: LossSpec
     batch_norm_batches: int
     ema_decay: float
+    oscillation: OscillationSpec
 
     @property
     def is_float(self) -> bool:

@@ -12,16 +12,16 @@ from rich.console import Console
 
 from uniq_jax import deploy
 from uniq_jax.spec import PhaseSpec, RunSpec, differences, to_json
-from uniq_jax.train import start
-from uniq_jax.train.checkpoints import Checkpoints, read_model
+from uniq_jax.train import handover, start
+from uniq_jax.train.checkpoints import Checkpoints
 from uniq_jax.train.logs import MetricsWriter, write_json
 from uniq_jax.train.phase import Outcome, train_phase
 from uniq_jax.train.progress import say
 from uniq_jax.train.result import RESULT_FILE, Result
 from uniq_jax.train.run import Run
+from uniq_jax.train.sources import CONFIG_FILE
 from uniq_jax.train.state import TrainState
 
-CONFIG_FILE = "config.json"
 OUTCOME_FILE = "outcome.json"
 
 
@@ -47,9 +47,10 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
     for phase in spec.phases:
         run.program(phase)
         run.teacher(phase)
-    source = functools.partial(start.read_source, spec.init_from) if spec.init_from else None
-    if source is not None:
-        start.take(source(), _abstract_state(run, spec.phases[0]), run.program(spec.phases[0]))
+    sources = handover.of_run(run, workdir)
+    first = spec.phases[0]
+    if (source := sources[first.name]) is not None:
+        start.take(source.read(), _abstract_state(run, first), run.program(first), source.stale)
     is_first = jax.process_index() == 0
     if is_first:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -66,14 +67,13 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
                     run,
                     phase,
                     directory,
-                    source=source,
+                    source=sources[phase.name],
                     writer=writer,
                     console=console,
                     seconds_before=max((o.seconds for o in outcomes.values()), default=0.0),
                 )
                 if is_first:
                     write_json(outcome_path, dataclasses.asdict(outcome))
-            source = functools.partial(read_model, directory / "checkpoints")
     result = _result(run, workdir, outcomes)
     if is_first:
         result.write(workdir)
@@ -167,6 +167,6 @@ def _float_accuracy(run: Run) -> float | None:
     program = run.program(phase)
     state = start.fresh_state(run.builder(phase), program, run.mesh)
     state, report = start.take(start.read_source(run.spec.init_from), state, program)
-    if report.new:
+    if report.new or any("_quantizer/" in path for path in report.left_over):
         return None
     return run.evaluator(program)(state.params, state.statistics)["test_accuracy"]

@@ -5,17 +5,17 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from uniq_jax.spec import PhaseSpec
-from uniq_jax.train import start
+from uniq_jax.train import oscillation, start
 from uniq_jax.train.checkpoints import Checkpoints, Progressed
+from uniq_jax.train.handover import Source
 from uniq_jax.train.logs import MetricsWriter, write_json
 from uniq_jax.train.progress import Progress, say
 from uniq_jax.train.run import Run
@@ -51,7 +51,7 @@ def train_phase(
     phase: PhaseSpec,
     directory: Path,
     *,
-    source: Callable[[], Mapping[str, np.ndarray]] | None,
+    source: Source | None,
     writer: MetricsWriter,
     console: Console,
     seconds_before: float,
@@ -62,7 +62,7 @@ def train_phase(
       run: what the phases share.
       phase: which.
       directory: where its checkpoints go.
-      source: reads the parameters it starts from; None for fresh ones.
+      source: of the parameters it starts from; None for fresh ones.
       writer: of metrics.
       console: where progress goes.
       seconds_before: that earlier phases took.
@@ -155,6 +155,9 @@ def train_phase(
                     best.save(step, state, progressed())
             if saves:
                 latest.save(step, state, progressed())
+        if state.oscillation is not None:
+            threshold = phase.oscillation.threshold
+            note(f"{phase.name}: {oscillation.summary(state.oscillation, threshold)}")
         if first_step == total_steps:
             accuracy = evaluate(*state.evaluated)["test_accuracy"]
         return Outcome(accuracy, best_accuracy, total_steps, progressed().seconds)
@@ -165,23 +168,27 @@ def _first_state(
     phase: PhaseSpec,
     program: Program,
     directory: Path,
-    source: Callable[[], Mapping[str, np.ndarray]] | None,
+    source: Source | None,
     console: Console,
 ) -> TrainState:
     """The state before the first step: fresh or taken parameters, and calibrated quantizers."""
     state = start.fresh_state(run.builder(phase), program, run.mesh)
+    kept: tuple[str, ...] = ()
+    calibrates = phase.calibration_batches > 0 and not phase.is_float
     if source is not None:
-        state, report = start.take(source(), state, program)
+        state, report = start.take(source.read(), state, program, source.stale)
+        kept = report.taken
+        calibrates = calibrates and any("_quantizer/" in path for path in report.new)
         state = start.restart_weight_quantizers(program, state, report)
         say(console, f"{phase.name}: starts from trained parameters: {report.summary()}")
         if jax.process_index() == 0:
             write_json(directory / START_FILE, dataclasses.asdict(report))
-    if phase.calibration_batches and not phase.is_float:
+    if calibrates:
         say(console, f"{phase.name}: calibrates on {phase.calibration_batches} batches")
         with contextlib.closing(run.train_batches()) as batches:
             placed = (run.place(batch) for batch in batches)
-            state = start.calibrate(program, state, placed, phase.calibration_batches)
-    return start.restart_averages(state)
+            state = start.calibrate(program, state, placed, phase.calibration_batches, kept)
+    return start.restart_oscillation(program, start.restart_averages(state))
 
 
 def _falls_due(step: int, total_steps: int, every: float) -> bool:

@@ -18,6 +18,7 @@ from uniq_jax.train import (
     compilation,
     memory,
     optimizer,
+    oscillation,
     remat,
     sharding,
     start,
@@ -148,6 +149,7 @@ class Run:
             seed=self.spec.seed,
             accumulation_steps=phase.accumulation_steps,
             remat=self.spec.model.remat,
+            oscillation=oscillation.plan(phase.oscillation, self.total_steps(phase)),
         )
 
     def teacher(self, phase: PhaseSpec) -> Teacher | None:

@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 
 from uniq_jax import interop, models, nn
 from uniq_jax.spec import ModelSpec, PhaseSpec
-from uniq_jax.train import checkpoints, sharding
+from uniq_jax.train import checkpoints, oscillation, sharding, sources
 from uniq_jax.train.state import Arrays, Program, TrainState, split
 
 
@@ -102,13 +101,29 @@ def fresh_state(build: Callable[[], nnx.Module], program: Program, mesh: Mesh) -
 def _fresh(build: Callable[[], nnx.Module], program: Program) -> TrainState:
     params, statistics = split(build())
     copies = jax.tree.map(jnp.copy, {**params, **statistics})
+    tracks = program.oscillation is not None and program.oscillation.tracks
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         statistics=statistics,
         opt_state=program.optimizer.init(params),
         averages=copies if program.ema_decay else None,
+        oscillation=_oscillation(program, params, statistics) if tracks else None,
     )
+
+
+def _oscillation(program: Program, params: Arrays, statistics: Arrays) -> oscillation.Oscillation:
+    assert program.oscillation is not None
+    return oscillation.initial(program.build(params, statistics), program.oscillation)
+
+
+def restart_oscillation(program: Program, state: TrainState) -> TrainState:
+    """The state that knows, where it follows oscillations, the codes of its weights."""
+    if state.oscillation is None:
+        return state
+    places = jax.tree.map(lambda array: array.sharding, state.oscillation)
+    start = jax.jit(functools.partial(_oscillation, program), out_shardings=places)
+    return dataclasses.replace(state, oscillation=start(state.params, state.statistics))
 
 
 def restart_averages(state: TrainState) -> TrainState:
@@ -121,7 +136,10 @@ def restart_averages(state: TrainState) -> TrainState:
 
 
 def take(
-    source: Mapping[str, np.ndarray], state: TrainState, program: Program
+    source: Mapping[str, np.ndarray],
+    state: TrainState,
+    program: Program,
+    stale: Collection[str] = (),
 ) -> tuple[TrainState, Report]:
     """The state with every array of `source` that it has a place for.
 
@@ -129,6 +147,7 @@ def take(
       source: path to array, or PyTorch's name to array (`interop.load_torch_state_dict`).
       state: of arrays, or of ShapeDtypeStructs to check only.
       program: of the state.
+      stale: paths of quantizers ("conv1/weight_quantizer") that take nothing.
 
     Raises:
       ValueError: if two shapes disagree (the message names the path and both), or if no path of
@@ -136,6 +155,7 @@ def take(
     """
     here = {**state.params, **state.statistics}
     source = fitted(program.build(state.params, state.statistics), here, source)
+    source = {path: a for path, a in source.items() if path.rpartition("/")[0] not in stale}
     report = Report(
         taken=tuple(path for path in here if path in source),
         new=tuple(path for path in here if path not in source),
@@ -163,6 +183,9 @@ def fitted(
 ) -> dict[str, np.ndarray]:
     """The arrays of `source` by the model's paths.
 
+    Where a parameter of a quantizer has another shape, the quantizer is one of another width, and
+    none of its parameters is returned.
+
     Args:
       model: any module; its variables may be of ShapeDtypeStructs.
       here: its variables, by path.
@@ -170,14 +193,17 @@ def fitted(
       key: that named the source, for messages.
 
     Raises:
-      ValueError: if two shapes disagree (the message names the path and both).
+      ValueError: if two other shapes disagree (the message names the path and both).
     """
     try:
         by_path = interop.by_path(model, source)
     except ValueError as error:
         raise ValueError(f"what {key} names does not fit: {error}") from None
-    for path in here.keys() & by_path.keys():
-        if by_path[path].shape != here[path].shape:
+    others = {p for p in here.keys() & by_path.keys() if by_path[p].shape != here[p].shape}
+    resized = {p.rpartition("/")[0] for p in others if "_quantizer/" in p}
+    by_path = {p: a for p, a in by_path.items() if p.rpartition("/")[0] not in resized}
+    for path in sorted(others):
+        if path in by_path:
             raise ValueError(
                 f"what {key} names has {path} of shape {by_path[path].shape}, but the "
                 f"network's has shape {here[path].shape}"
@@ -202,7 +228,7 @@ def read_source(
     path: str,
     *,
     key: str = "config.init_from",
-    phases: Sequence[str] = ("quantized", "float"),
+    phases: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
     """The arrays that a key of the config names, under this package's or PyTorch's names.
 
@@ -210,36 +236,38 @@ def read_source(
       path: a file that `interop.read_state_dict` reads, named as here or as in PyTorch; a workdir,
         of whose phases one's best checkpoint is taken; a directory of checkpoints; or a checkpoint.
       key: for messages.
-      phases: of a workdir, the one to take first.
+      phases: of a workdir, those to look in first; then its phases from the last to the first.
 
     Raises:
       FileNotFoundError: if there is nothing there.
       ValueError: if the file is not one that can be read.
     """
-    place = Path(path)
-    if not place.exists():
-        raise FileNotFoundError(f"{key} (={path!r}) does not exist")
-    if place.is_file():
-        return interop.read_state_dict(place)
-    for directory in (place, place / "best", *(place / phase / "best" for phase in phases)):
-        try:
-            return checkpoints.read_model(directory)
-        except FileNotFoundError:
-            continue
-    raise FileNotFoundError(
-        f"{key} (={path!r}) must be a .pth, .safetensors or .npz file, a workdir "
-        "with a checkpoint in PHASE/best, or a directory of checkpoints"
-    )
+    place = sources.locate(path, key=key, phases=phases)
+    return interop.read_state_dict(place) if place.is_file() else checkpoints.read_model(place)
 
 
 def calibrate(
-    program: Program, state: TrainState, batches: Iterable[Any], count: int
+    program: Program,
+    state: TrainState,
+    batches: Iterable[Any],
+    count: int,
+    kept: Collection[str] = (),
 ) -> TrainState:
-    """The state with quantizer parameters from its weights and from `count` batches of images."""
+    """The state with quantizer parameters from its weights and from `count` batches of images.
+
+    Args:
+      program: of the state.
+      state: its weights and statistics count.
+      batches: "image", as of a step.
+      count: of batches.
+      kept: paths of parameters that stay as they are.
+    """
     model = program.build(state.params, state.statistics)
     images = (program.normalize(batch["image"]) for batch in itertools.islice(batches, count))
     nn.calibrate(model, images)
-    return _with_parameters_of(model, state)
+    calibrated = _with_parameters_of(model, state)
+    params = {path: (state if path in kept else calibrated).params[path] for path in state.params}
+    return dataclasses.replace(state, params=params)
 
 
 def _with_parameters_of(model: nnx.Module, state: TrainState) -> TrainState:

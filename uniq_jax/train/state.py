@@ -1,6 +1,7 @@
 """The training state and the pure steps over it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from flax import nnx
 from uniq_jax.nn import QuantizerParam
 from uniq_jax.spec import LossSpec
 from uniq_jax.train import losses, mixup, remat
+from uniq_jax.train import oscillation as oscillations
 from uniq_jax.train.accumulation import accumulate
 
 Arrays = dict[str, jax.Array]
@@ -28,6 +30,7 @@ class TrainState:
       statistics: what the forward pass updates (batch-norm means and variances), by path.
       opt_state: optax's.
       averages: moving averages of params and statistics, by path; None where there are none.
+      oscillation: of weights between levels; None where it is not followed.
     """
 
     step: jax.Array
@@ -35,6 +38,7 @@ class TrainState:
     statistics: Arrays
     opt_state: Any
     averages: Arrays | None = None
+    oscillation: oscillations.Oscillation | None = None
 
     @property
     def evaluated(self) -> tuple[Arrays, Arrays]:
@@ -116,6 +120,7 @@ class Program:
       seed: of what is random in a step, besides the step's number.
       accumulation_steps: microbatches that a batch is cut into.
       remat: what is computed again for gradients, see `remat.rematerialize`.
+      oscillation: what is done about weights that oscillate between levels; None for nothing.
     """
 
     network: Network
@@ -129,6 +134,7 @@ class Program:
     seed: int
     accumulation_steps: int = 1
     remat: str = "none"
+    oscillation: oscillations.Plan | None = None
 
     def build(self, params: Mapping[str, Any], statistics: Mapping[str, Any]) -> nnx.Module:
         """The model with these arrays."""
@@ -182,7 +188,8 @@ def train_step(
 
     Returns:
       The next state, and the step's "loss" (mean over the batch), "accuracy", "gradient_norm"
-      and "learning_rate". See `accumulation` for what a batch is that is cut into microbatches.
+      and "learning_rate"; and what `oscillation` has to say where its plan is given. See
+      `accumulation` for what a batch is that is cut into microbatches.
     """
     if (teacher is not None) != bool(program.loss.teacher):
         raise ValueError(
@@ -221,13 +228,25 @@ def train_step(
     grads, statistics, means = accumulate(
         gradients, state.params, state.statistics, examples, program.accumulation_steps
     )
+    plan, more = program.oscillation, {}
+    if plan is not None and plan.spec.damping:
+        model = program.build(state.params, state.statistics)
+        grads, more = oscillations.damped(plan, model, grads, state.step)
     updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
     metrics = {
         **means,
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(program.rate(state.step)),
+        **more,
     }
     params = cast(Arrays, optax.apply_updates(state.params, updates))
+    oscillation = state.oscillation
+    if plan is not None and oscillation is not None:
+        build = functools.partial(program.build, statistics=statistics)
+        params, oscillation, more = oscillations.advance(
+            plan, build, state.params, params, oscillation, state.step
+        )
+        metrics |= more
     averages = state.averages
     if averages is not None:
         values = {**params, **statistics}
@@ -239,6 +258,7 @@ def train_step(
             statistics=statistics,
             opt_state=opt_state,
             averages=averages,
+            oscillation=oscillation,
         ),
         metrics,
     )
