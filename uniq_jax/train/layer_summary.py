@@ -42,10 +42,11 @@ def layer_numbers(measured: Mapping[str, Any]) -> dict[str, float | int]:
 
     Returns:
       By name: "…_entropy" of the codes, in bits; "…_clipped_low" and "…_clipped_high", the shares
-      below the lowest level and above the highest; "…_dead_levels", how many levels nothing maps to; "weight_flip_rate", the share of
-      weights whose code the step changed; "weight_step" and "input_threshold", the first and the
-      last; what the quantizers learn, and, as "…_gradient", the norm of the loss's gradient for it.
-      Of several numbers there are "…_min", "…_mean" and "…_max". Floats have six digits.
+      below the lowest level and above the highest; "…_dead_levels", how many levels nothing maps
+      to; "weight_flip_rate", the share of weights whose code the step changed; "weight_step";
+      "input_threshold_first" and "…_last"; what the quantizers learn, and, as "…_gradient", the
+      norm of the loss's gradient for it. Of several numbers there are "…_min", "…_mean" and
+      "…_max". Floats have six digits.
     """
     numbers: dict[str, float | int] = {}
     for what in ("weight", "input"):
