@@ -185,7 +185,9 @@ def _over_training(
         if any(name in have for have in numbers.values() for name in names)
     ]
     label = f"Measurements of all layers over the steps of phase {phase}"
-    caption = "A line for each layer, from the first (dark blue) to the last (light green)."
+    caption = (
+        "A line for each layer, from the first of the table (dark blue) to the last (light green)."
+    )
     return html.figure(plots.over_training(numbers, steps, panels, label), caption)
 
 

@@ -34,9 +34,12 @@ _MOST_INPUTS = 2**20
 
 
 def quantized_layers(model: nnx.Module) -> dict[str, QuantLayer]:
-    """The quantized layers of a model, by path ("layer1/0/conv1")."""
+    """The quantized layers of a model, by path ("layer1/0/conv1"), in the order of their paths."""
     modules: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
-    return {join(path): module for path, module in modules if isinstance(module, QuantLayer)}
+    layers = [(path, module) for path, module in modules if isinstance(module, QuantLayer)]
+    # Numbers as numbers: layer1/2 comes before layer1/10.
+    layers.sort(key=lambda item: [(isinstance(p, str), p) for p in item[0]])
+    return {join(path): module for path, module in layers}
 
 
 def measure(
