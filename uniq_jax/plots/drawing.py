@@ -25,7 +25,7 @@ _PAGE_COLOURS = {
 }
 TEXT, FAINT, FILL, *_SERIES = _PAGE_COLOURS
 
-_MARGIN_IN = {"left": 0.6, "right": 0.12, "bottom": 0.45, "top": 0.28}
+_MARGIN_IN = {"left": 0.72, "right": 0.12, "bottom": 0.45, "top": 0.28}
 
 # Lines of which there are as many as layers run through these, from the first layer to the last.
 _DEPTH_COLOURS = mpl.colormaps["viridis"]
