@@ -81,6 +81,8 @@ def accuracy_against_size(points: Sequence[Point], label: str) -> str:
         panel.set_xlabel("packed size, KB")
         panel.set_ylabel("test accuracy, %")
         panel.margins(0.1)
-        panel.legend(loc="best")
+        # In a frame: its marks are no networks.
+        frame = {"frameon": True, "facecolor": "none", "edgecolor": drawing.FAINT}
+        panel.legend(loc="best", title="runs", **frame)
 
     return drawing.draw(paint, label=label, size_in=(8.6, 3.6))

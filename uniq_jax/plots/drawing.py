@@ -59,7 +59,7 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.4,
     "legend.frameon": False,
     "legend.fontsize": 8,
-    "axes.formatter.limits": (-4, 5),
+    "axes.formatter.limits": (-2, 5),
     "axes.formatter.use_mathtext": False,
 }
 

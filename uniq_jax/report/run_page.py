@@ -133,7 +133,7 @@ def _layers(run: RunFiles, phase: str, table: Mapping[str, Any]) -> list[str]:
         "dead A",
         "flips",
         "packed",
-        "look at",
+        "to look at",
     ]
     parts = [
         html.table(
@@ -196,7 +196,7 @@ def _layer_row(layer: Mapping[str, Any], notes: list[str]) -> list[Any]:
     bits = [str(layer[what]["bits"]) if what in layer else "32" for what in ("weight", "input")]
     cells: list[Any] = [layer["path"], f"{layer['weights']:,}", " / ".join(bits)]
     for write in (
-        lambda what: texts.number(numbers[f"{what}_entropy"]),
+        lambda what: f"{numbers[f'{what}_entropy']:.2f}",
         lambda what: texts.percent(findings.clipped_share(layer, what), 1),
         lambda what: numbers[f"{what}_dead_levels"],
     ):

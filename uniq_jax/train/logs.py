@@ -83,7 +83,7 @@ class MetricsWriter:
     ) -> None:
         """Appends one record `{"phase": …, "step": …, "layers": {PATH: {NAME: VALUE, …}, …}}`.
 
-        TensorBoard gets a group of scalars, and the histograms, for each layer: `PHASE PATH/NAME`
+        TensorBoard gets a group of scalars, and the histograms, for each layer: `PHASE.PATH/NAME`
         with dots in PATH.
 
         Args:
@@ -258,7 +258,7 @@ def _finite(value: Any) -> Any:
 
 def _group(phase: str, path: str) -> str:
     """TensorBoard groups tags by what stands before the first slash."""
-    return f"{phase} {path.replace('/', '.')}"
+    return f"{phase}.{path.replace('/', '.')}"
 
 
 def _plain_number(value: Any) -> float | int:
