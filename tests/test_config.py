@@ -231,6 +231,7 @@ def test_a_row_runs(tmp_path, run_main):
         ("phases", ("float",), r"no section config\.float"),
         ("phases", (), r"config\.phases \(=\(\)\)"),
         ("log_every_steps", 0, r"config\.log_every_steps \(=0\) must be at least 1"),
+        ("layer_metrics_every_steps", -1, r"layer_metrics_every_steps \(=-1\) must be at least 0"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(key, value, message):

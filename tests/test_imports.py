@@ -209,5 +209,12 @@ def test_data_loads_no_other_room():
     assert "flax" not in loaded_by(statement)
 
 
+def test_pictures_need_no_jax_and_training_no_matplotlib():
+    assert loaded_by("import uniq_jax.report, uniq_jax.plots") == ["matplotlib"]
+    assert "matplotlib" not in loaded_by("import uniq_jax.train.loop, uniq_jax.main")
+    statement = "import uniq_jax.report, sys; assert not {'jax', 'jaxlib'} & sys.modules.keys()"
+    assert loaded_by(statement) == ["matplotlib"]
+
+
 def test_a_heavy_import_would_be_noticed():
     assert "flax" in loaded_by("import uniq_jax.quantizers, flax.nnx")

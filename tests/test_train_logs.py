@@ -320,3 +320,46 @@ def test_the_temporary_file_lies_beside_the_file(tmp_path, monkeypatch):
     ((source, target),) = moves
     assert source.parent == target.parent == tmp_path
     assert source != target
+
+
+LAYERS = {"layer1/0/conv1": {"weight_entropy": 1.5, "weight_step_gradient": math.nan}}
+
+
+def test_layers_are_one_record_that_rewinds(tmp_path):
+    histogram = (np.array([0.0, 1.0, 2.0]), [3, 5])
+    with MetricsWriter(tmp_path) as writer:
+        writer.write("quantized", 2, {"loss": 1.0})
+        for step in (2, 4):
+            writer.write_layers("quantized", step, LAYERS, {"layer1/0/conv1/weight": histogram})
+        writer.rewind("quantized", 3, PHASES)
+    first, second = read_metrics(tmp_path)
+    assert first["loss"] == 1.0
+    assert (second["phase"], second["step"]) == ("quantized", 2)
+    numbers = second["layers"]["layer1/0/conv1"]
+    assert numbers["weight_entropy"] == 1.5
+    assert math.isnan(numbers["weight_step_gradient"])
+    _strict_loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
+
+
+def test_tensorboard_gets_a_group_and_histograms_for_each_layer(tmp_path):
+    histogram = (np.array([0.0, 1.0, 2.0]), [3, 5])
+    with MetricsWriter(tmp_path) as writer:
+        writer.write_layers("quantized", 4, LAYERS, {"layer1/0/conv1/weight": histogram})
+    (path,) = (tmp_path / "events" / "quantized").iterdir()
+    data, values = path.read_bytes(), {}
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+        values.update({value.tag: value for value in event.summary.value})
+    group = "quantized.layer1.0.conv1"
+    assert values[f"{group}/weight_entropy"].simple_value == 1.5
+    found = values[f"{group}/weight"].histo
+    assert (list(found.bucket_limit), list(found.bucket)) == ([1.0, 2.0], [3.0, 5.0])
+    assert (found.min, found.max, found.num, found.sum) == (0.0, 2.0, 8.0, 9.0)
+
+
+def test_a_writer_that_is_off_writes_no_layers(tmp_path):
+    with MetricsWriter(tmp_path / "a", enabled=False) as writer:
+        writer.write_layers("quantized", 4, LAYERS, {})
+    assert not (tmp_path / "a").exists()

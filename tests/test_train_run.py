@@ -30,6 +30,7 @@ def get_config(arg=None):
                                calibration_batches=2, optimizer={"learning_rate": 0.01})
     config.checkpoint_every_steps = 4
     config.log_every_steps = 1
+    config.layer_metrics_every_steps = 6
     return config
 """
 
@@ -88,6 +89,24 @@ def test_a_run_prints_its_table_and_leaves_its_files(finished):
     assert [r["step"] for r in records if "test_accuracy" in r] == [10, 20, 10, 20, 30]
     assert all(r["test_count"] == 360 for r in records if "test_accuracy" in r)
     assert list((workdir / "events" / "quantized").glob("events.out.*"))
+    measured = [r for r in records if "layers" in r]
+    assert [(r["phase"], r["step"]) for r in measured] == [
+        ("quantized", step) for step in (6, 12, 18, 24, 30)
+    ]
+    layers = json.loads((workdir / "quantized" / "layers.json").read_text())
+    assert layers["step"] == 30
+    numbers = {row["path"]: row["numbers"] for row in layers["layers"]}
+    assert numbers == measured[-1]["layers"]
+    assert 0 < numbers["layer1/0/conv1"]["weight_entropy"] <= 2
+    sizes = [row["packed_bytes"] for row in layers["layers"]]
+    assert sum(sizes) + layers["other_packed_bytes"] == result["packed_bytes"]
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert environment["environment"]["backend"] == "cpu"
+    assert environment["changes"] == []
+    page = (workdir / "report.html").read_text()
+    assert page.rstrip().endswith("</html>")
+    assert "Finished: 50 steps" in page
+    assert page.count("<svg") == 2 + len(layers["layers"])
     report = json.loads((workdir / "quantized" / "start.json").read_text())
     assert "layer1/0/conv1/kernel" in report["taken"]
     assert "layer1/0/conv1/weight_quantizer/step" in report["new"]
@@ -101,6 +120,16 @@ def test_the_same_command_again_trains_nothing(finished, config_file, run_main):
     assert again.returncode == 0, again.stderr
     assert "nothing is left to train" in again.stdout
     assert files(workdir) == before
+
+
+def test_a_report_that_cannot_be_drawn_does_not_undo_the_run(copy, config_file, run_main):
+    shutil.copy(copy.parent / "result.json", copy)
+    (copy / "report.html").unlink()
+    (copy / "report.html").mkdir()
+    process = run_main(f"--config={config_file}", f"--workdir={copy}")
+    assert process.returncode == 0, process.stderr
+    assert "no report was drawn (IsADirectoryError" in process.stdout
+    assert "accuracy" in process.stdout
 
 
 def test_eval_finds_the_accuracy_of_training(finished, config_file, run_main):
@@ -124,7 +153,8 @@ def test_killed_anywhere_it_resumes_bit_for_bit(finished, config_file, tmp_path,
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert "quantized: resumes at step" in output
-    assert read_metrics(workdir) == read_metrics(undisturbed)
+    for name in ("metrics.jsonl", "quantized/layers.json"):
+        assert (workdir / name).read_bytes() == (undisturbed / name).read_bytes()
     for name in ("result.json", "quantized/outcome.json", "float/outcome.json"):
         one, other = (json.loads((d / name).read_text()) for d in (undisturbed, workdir))
         for values in (one, other):
@@ -161,7 +191,7 @@ def copy(finished, tmp_path):
     """A copy of the finished run, as if it had been killed before its end."""
     workdir = tmp_path / "copy"
     shutil.copytree(finished[0], workdir)
-    (workdir / "result.json").unlink()
+    (workdir / "result.json").rename(tmp_path / "result.json")
     (workdir / "quantized" / "outcome.json").unlink()
     return workdir
 

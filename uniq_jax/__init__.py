@@ -9,6 +9,7 @@ uniq_jax.summary       shapes, widths, operations and bytes, layer by layer
 uniq_jax.linen         the layers, and calibrate, for Flax Linen
 uniq_jax.qwix          the quantizers as a provider of qwix; needs the extra uniq_jax[qwix]
 uniq_jax.models        the networks of the papers
+uniq_jax.report        a run's files as one HTML page, and runs compared; needs no JAX
 uniq_jax.main          the command: trains and evaluates as a config file says
 """
 

@@ -52,6 +52,7 @@ def base() -> ml_collections.ConfigDict:
             "log_every_steps": 10,
             "eval_every_epochs": 1.0,
             "checkpoint_every_steps": 200,
+            "layer_metrics_every_steps": 500,
             "tensorboard": True,
         }
     )

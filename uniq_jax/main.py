@@ -49,6 +49,8 @@ def _run(console: Console) -> None:
         raise FileNotFoundError(f"--config (={path!r}) is not a file")
     spec = run_spec(_CONFIG.value)
     # After the config is checked: a typo should not wait for JAX to start.
+    import jax
+
     from uniq_jax.train import compilation, loop
     from uniq_jax.train.result import table
 
@@ -62,8 +64,25 @@ def _run(console: Console) -> None:
         )
         return
     result = loop.train(spec, workdir, console)
+    if jax.process_index() == 0:
+        _draw(workdir, console)
     console.print()
     console.print(table(result))
+
+
+def _draw(workdir: Path, console: Console) -> None:
+    """Draws the report. What goes wrong there does not undo the training."""
+    try:
+        from uniq_jax.report import write_report
+
+        write_report(workdir)
+    except Exception as error:
+        console.print(
+            f"no report was drawn ({type(error).__name__}: {error}); the run itself is complete",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

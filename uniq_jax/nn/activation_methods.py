@@ -127,6 +127,12 @@ class N2uqActivation(ActivationMethod):
     def encode(self, x, parameters, dtype):
         return quantizers.n2uq_activation_encode(x, **parameters, dtype=dtype)
 
+    def edges(self, parameters, scale):
+        del scale
+        return quantizers.n2uq_activation_edges(
+            parameters["start"], parameters["intervals"], parameters["input_scale"]
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class PactActivation(ActivationMethod):

@@ -188,6 +188,9 @@ class QuantLayer(nnx.Module):
             watched = inputs if activation is None else activation(inputs)
             return multiply(watched, kernel.astype(inputs.dtype), preferred_element_type=dtype)
 
+        if activation is not None:
+            activation.observe(inputs)
+
         def multiply_columns(a, columns, **options):
             restored = columns if weight is None else weight.from_columns(columns, kernel.shape)
             return multiply(a, restored, **options)

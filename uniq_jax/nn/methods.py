@@ -53,6 +53,23 @@ class Method(abc.ABC):
     def encode(self, x: jax.Array, parameters: Parameters, dtype: DTypeLike) -> Encoded:
         """The codes of `x` with their scale and offset."""
 
+    def edges(self, parameters: Parameters, scale: jax.Array) -> jax.Array:
+        """Where the segments of inputs end, n = 2**bits − 1 of them, from the lowest on.
+
+        Threshold i lies in the middle of segment i. What lies below the first edge or above the
+        last is clipped: it gets no gradient. Where levels are as far apart as thresholds, edges and
+        levels are the same numbers.
+
+        Args:
+          parameters: the learned ones.
+          scale: of `encode`; one number, shape ().
+
+        Returns:
+          Shape (n + 1,).
+        """
+        del parameters
+        return scale * (jnp.arange(self.grid.max_code + 1) - self.grid.offset)
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightMethod(Method):

@@ -17,6 +17,9 @@ from uniq_jax.quantizers import Encoded
 
 MethodT = TypeVar("MethodT", bound=Method)
 
+# What `ActivationQuantizer.start_observing` takes.
+Observer = Callable[[ActivationMethod, dict[str, jax.Array], jax.Array], jax.Array]
+
 # The numbers of the quantizers that a calibration batch has reached; None outside of calibration.
 reached: contextvars.ContextVar[set[int] | None] = contextvars.ContextVar("reached", default=None)
 
@@ -27,6 +30,10 @@ class Statistic(QuantizerParam):
     Exists only while calibrating. It is a parameter by type, so that transforms which treat state
     by type (`nnx.StateAxes`) carry it like the parameters beside it.
     """
+
+
+class Observation(nnx.Variable):
+    """What an observer has summed up of a quantizer's inputs; exists only while there is one."""
 
 
 class _Quantizer(nnx.Module, Generic[MethodT]):
@@ -180,6 +187,8 @@ class ActivationQuantizer(_Quantizer[ActivationMethod]):
         self.statistic = nnx.data(None)
         # While calibrating: what it notes in `reached`.
         self.number: int | None = None
+        self.observer: Observer | None = None
+        self.observation = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The fake-quantized activations, or `x` itself while calibrating."""
@@ -202,6 +211,23 @@ class ActivationQuantizer(_Quantizer[ActivationMethod]):
     def encode(self, x: jax.Array, *, dtype: DTypeLike = jnp.uint8) -> Encoded:
         """The codes of `x`, with their scale and offset."""
         return self.method.encode(x, self.parameters, dtype)
+
+    def start_observing(self, observer: Observer, start: jax.Array) -> None:
+        """From now on adds to `observation` what `observer` makes of each input of the layer.
+
+        Args:
+          observer: a pure function of the method, its learned parameters and the input, without
+            arrays of its own.
+          start: what it adds to.
+        """
+        self.observer = observer
+        self.observation = Observation(start)
+
+    def observe(self, x: jax.Array) -> None:
+        """Shows the observer, where there is one, an input that is about to be quantized."""
+        if self.observer is not None and self.observation is not None:
+            seen = self.observer(self.method, self.parameters, x)
+            self.observation[...] = self.observation[...] + seen
 
     def start_calibration(self, number: int) -> None:
         """From now on watches activations, and notes `number` in `reached` when there are any."""

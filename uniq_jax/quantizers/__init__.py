@@ -21,6 +21,7 @@ from uniq_jax.quantizers.lsq import lsq_encode as lsq_encode
 from uniq_jax.quantizers.lsq import lsq_initial_step as lsq_initial_step
 from uniq_jax.quantizers.n2uq import N2uqActivationParameters as N2uqActivationParameters
 from uniq_jax.quantizers.n2uq import n2uq_activation as n2uq_activation
+from uniq_jax.quantizers.n2uq import n2uq_activation_edges as n2uq_activation_edges
 from uniq_jax.quantizers.n2uq import n2uq_activation_encode as n2uq_activation_encode
 from uniq_jax.quantizers.n2uq import n2uq_activation_initial as n2uq_activation_initial
 from uniq_jax.quantizers.n2uq import n2uq_weight as n2uq_weight

@@ -95,6 +95,26 @@ def n2uq_activation_encode(
     return Encoded(as_codes(codes, dtype), scale, offset)
 
 
+def n2uq_activation_edges(
+    start: Float[ArrayLike, "..."],
+    intervals: Float[ArrayLike, " n"],
+    input_scale: Float[ArrayLike, "..."],
+) -> Float[jax.Array, " edges"]:
+    """Where `n2uq_activation`'s segments end, in its input: d_0/β₁ … d_n/β₁.
+
+    Threshold i lies in the middle of segment i. A negative β₁ turns their order round. Arguments
+    as there.
+
+    Example:
+      >>> start, intervals, input_scale, _ = n2uq_activation_initial(bits=1, step=3.0)
+      >>> n2uq_activation_edges(start, intervals, input_scale)
+      Array([0., 3.], dtype=float32)
+    """
+    intervals = check_floating("intervals", intervals)
+    _, edges = _edges(check_floating("start", start), intervals)
+    return edges / check_floating("input_scale", input_scale).reshape(())
+
+
 def n2uq_activation_initial(
     *, bits: int, step: ArrayLike | None = None, dtype: DTypeLike = jnp.float32
 ) -> N2uqActivationParameters:

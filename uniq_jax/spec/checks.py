@@ -15,7 +15,7 @@ def check(spec: RunSpec) -> None:
     _require(0 <= spec.seed < 2**32, "seed", spec.seed, "in 0..2**32-1")
     _require(spec.log_every_steps >= 1, "log_every_steps", spec.log_every_steps, "at least 1")
     _require(spec.eval_every_epochs > 0, "eval_every_epochs", spec.eval_every_epochs, "above 0")
-    _at_least_0(spec, "", "checkpoint_every_steps", "memory_limit_gib")
+    _at_least_0(spec, "", "checkpoint_every_steps", "layer_metrics_every_steps", "memory_limit_gib")
     _require(
         set(spec.mesh) == {"data", "model"} and all(n == -1 or n >= 1 for n in spec.mesh.values()),
         "mesh",

@@ -204,6 +204,9 @@ class RunSpec:
       log_every_steps: how often training loss is logged.
       eval_every_epochs: how often the test set is evaluated; the end always is.
       checkpoint_every_steps: how often the run can be resumed from; 0 for only the end.
+      layer_metrics_every_steps: how often the quantized layers are measured (code entropy, clipped
+        and dead codes, flips, steps and their gradients), which takes about as long as a step. A
+        phase's last step always is. 0 for never.
       tensorboard: whether to write event files too.
     """
 
@@ -217,4 +220,5 @@ class RunSpec:
     log_every_steps: int
     eval_every_epochs: float
     checkpoint_every_steps: int
+    layer_metrics_every_steps: int
     tensorboard: bool

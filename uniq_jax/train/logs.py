@@ -74,6 +74,53 @@ class MetricsWriter:
             for name, value in numbers_of.items():
                 events.add_scalar(f"{phase}/{name}", value, int(step))
 
+    def write_layers(
+        self,
+        phase: str,
+        step: int,
+        layers: Mapping[str, Mapping[str, float | int]],
+        histograms: Mapping[str, tuple[Any, Any]],
+    ) -> None:
+        """Appends one record `{"phase": …, "step": …, "layers": {PATH: {NAME: VALUE, …}, …}}`.
+
+        TensorBoard gets a group of scalars, and the histograms, for each layer: `PHASE.PATH/NAME`
+        with dots in PATH.
+
+        Args:
+            phase: as in `write`.
+            step: as in `write`.
+            layers: by path ("layer1/0/conv1"), name → number.
+            histograms: by path and name ("layer1/0/conv1/weight"), the edges of the bins and the
+                counts; for TensorBoard alone.
+
+        Raises:
+            OSError: the record could not be written; the message holds the path.
+        """
+        if not self._enabled:
+            return
+        record = {"phase": phase, "step": int(step), "layers": layers}
+        self._append(encode_json(record) + b"\n")
+        if not self._tensorboard:
+            return
+        events = self._events_of(phase)
+        for path, numbers_of in layers.items():
+            for name, value in numbers_of.items():
+                events.add_scalar(f"{_group(phase, path)}/{name}", value, int(step))
+        for path_and_name, (edges, counts) in histograms.items():
+            path, _, name = path_and_name.rpartition("/")
+            centres = (edges[1:] + edges[:-1]) / 2
+            events.add_histogram_raw(
+                f"{_group(phase, path)}/{name}",
+                min=float(edges[0]),
+                max=float(edges[-1]),
+                num=sum(counts),
+                sum=float(centres @ counts),
+                sum_squares=float(centres**2 @ counts),
+                bucket_limits=edges[1:].tolist(),
+                bucket_counts=list(counts),
+                global_step=int(step),
+            )
+
     def rewind(self, phase: str, step: int, phases: Sequence[str]) -> None:
         """Drops what an interrupted run wrote after the checkpoint that it resumes from.
 
@@ -209,6 +256,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _group(phase: str, path: str) -> str:
+    """TensorBoard groups tags by what stands before the first slash."""
+    return f"{phase}.{path.replace('/', '.')}"
+
+
 def _plain_number(value: Any) -> float | int:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
@@ -225,9 +277,10 @@ def _decode(line: bytes, path: Path, number: int) -> dict[str, Any]:
         raise ValueError(f"{path}, line {number}: not JSON: {line!r}") from error
     if not isinstance(record, dict) or not {"phase", "step"} <= record.keys():
         raise ValueError(f'{path}, line {number}: no object with "phase" and "step": {line!r}')
-    for name, value in record.items():
-        if name != "phase" and isinstance(value, str):
-            record[name] = _NON_FINITE.get(value, value)
+    for values in (record, *record.get("layers", {}).values()):
+        for name, value in values.items():
+            if name != "phase" and isinstance(value, str):
+                values[name] = _NON_FINITE.get(value, value)
     return record
 
 

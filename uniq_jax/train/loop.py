@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from uniq_jax import deploy
 from uniq_jax.spec import PhaseSpec, RunSpec, differences, to_json
-from uniq_jax.train import handover, start
+from uniq_jax.train import environment, handover, start
 from uniq_jax.train.checkpoints import Checkpoints
 from uniq_jax.train.logs import MetricsWriter, write_json
 from uniq_jax.train.phase import Outcome, train_phase
@@ -23,6 +24,8 @@ from uniq_jax.train.sources import CONFIG_FILE
 from uniq_jax.train.state import TrainState
 
 OUTCOME_FILE = "outcome.json"
+# Drawn from the other files when the run is over (`uniq_jax.report`).
+REPORT_FILE = "report.html"
 
 
 def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
@@ -55,6 +58,7 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
     if is_first:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / CONFIG_FILE, to_json(spec))
+        environment.record(workdir, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
     outcomes: dict[str, Outcome] = {}
     with MetricsWriter(workdir, tensorboard=spec.tensorboard, enabled=is_first) as writer:
         for phase in spec.phases:
@@ -154,6 +158,7 @@ def _result(run: Run, workdir: Path, outcomes: Mapping[str, Outcome]) -> Result:
             "last checkpoint": str(workdir / last.name / "checkpoints"),
             "best checkpoint": str(workdir / last.name / "best"),
             "result": str(workdir / RESULT_FILE),
+            "report": str(workdir / REPORT_FILE),
         },
     )
 

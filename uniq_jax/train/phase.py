@@ -16,6 +16,7 @@ from uniq_jax.spec import PhaseSpec
 from uniq_jax.train import oscillation, start
 from uniq_jax.train.checkpoints import Checkpoints, Progressed
 from uniq_jax.train.handover import Source
+from uniq_jax.train.layer_log import LayerLog
 from uniq_jax.train.logs import MetricsWriter, write_json
 from uniq_jax.train.progress import Progress, say
 from uniq_jax.train.run import Run
@@ -104,6 +105,7 @@ def train_phase(
             )
         )
         evaluate, teacher = run.evaluator(program), run.teacher(phase)
+        layer_log = LayerLog(run, program, phase, directory, writer, total_steps)
         started_s = time.monotonic()
         step_fn, memory = run.compiled_step(phase, program, state, teacher)
         progress.note(f"{phase.name}: {memory}")
@@ -127,10 +129,13 @@ def train_phase(
 
         unreported: tuple[int, Any] | None = None
         for step in range(first_step + 1, total_steps + 1):
-            state, metrics = step_fn(state, run.place(next(batches)), teacher)
+            batch = run.place(next(batches))
+            measured = layer_log.measure(step, state, batch, teacher)
+            state, metrics = step_fn(state, batch, teacher)
             # The devices are at work on this step while the one before is read.
             if unreported is not None:
                 report(*unreported)
+            layer_log.write(step, state, measured)
             unreported = step, metrics
             evaluates = _falls_due(step, total_steps, run.steps_per_epoch * spec.eval_every_epochs)
             saves = _falls_due(step, total_steps, spec.checkpoint_every_steps)

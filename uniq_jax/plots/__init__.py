@@ -1,0 +1,7 @@
+"""Pictures of runs, as SVG text to put into a page. Needs neither JAX nor a display."""
+
+from uniq_jax.plots.comparison import accuracy_against_size as accuracy_against_size
+from uniq_jax.plots.comparison import overlay as overlay
+from uniq_jax.plots.curves import curves as curves
+from uniq_jax.plots.layers import histograms as histograms
+from uniq_jax.plots.layers import over_training as over_training
