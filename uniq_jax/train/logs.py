@@ -198,6 +198,17 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     _write_atomically(Path(path), encode_json(value, indent=2) + b"\n")
 
 
+def remove_torn_files(workdir: str | os.PathLike[str]) -> None:
+    """Removes what a process that was killed while it wrote a whole file has left below a workdir.
+
+    Args:
+        workdir: directory of a run that no other process writes to.
+    """
+    for pattern in (".*.tmp", "*/.*.tmp"):
+        for path in Path(workdir).glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def encode_json(value: Any, *, indent: int | None = None) -> bytes:
     """Encodes as JSON that strict readers accept, with non-finite floats as strings."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False).encode()

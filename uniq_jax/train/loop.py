@@ -14,7 +14,7 @@ from uniq_jax import deploy
 from uniq_jax.spec import PhaseSpec, RunSpec, differences, to_json
 from uniq_jax.train import preemption, sources, start
 from uniq_jax.train.checkpoints import Checkpoints, read_model
-from uniq_jax.train.logs import MetricsWriter, write_json
+from uniq_jax.train.logs import MetricsWriter, remove_torn_files, write_json
 from uniq_jax.train.phase import Outcome, train_phase
 from uniq_jax.train.progress import say
 from uniq_jax.train.result import RESULT_FILE, Result
@@ -67,6 +67,7 @@ def train(
     is_first = jax.process_index() == 0
     if is_first:
         workdir.mkdir(parents=True, exist_ok=True)
+        remove_torn_files(workdir)
         sources.write(workdir, digests)  # First: what has a config has begun.
         write_json(workdir / CONFIG_FILE, to_json(spec))
     outcomes: dict[str, Outcome] = {}

@@ -214,7 +214,7 @@ def _in_backward(layers: list[str], gradients: Mapping[str, int]) -> Finding | N
     first = next(path for path, owner in owners.items() if owner == last)
     rest = first.removeprefix(last).strip("/")
     return Finding(
-        last, f"its output is finite, the gradient of its {rest} holds {_NAMES[bad[first]]}"
+        last, f"its output is finite, but the gradient of its {rest} holds {_NAMES[bad[first]]}"
     )
 
 
