@@ -82,6 +82,7 @@ class Checkpoints:
         meta = _SaveMeta(dataclasses.asdict(progressed), on_host)
         try:
             if step in self.steps:
+                self._manager.wait_until_finished()
                 self._manager.delete(step)
             self._manager.save(
                 step,
