@@ -63,7 +63,8 @@ cifar-networks: $(DEV) ## the README's CIFAR-10 ResNets, float and W8A8 (needs U
 	@$(RUN) -m pytest -q tests/test_cifar10_networks.py
 
 soak: $(DEV) ## 30 random kills in one training, and other slow tests of stopping (CIFAR-10 with UNIQ_JAX_SHARED)
-	@$(RUN) -m pytest -q -s -m slow tests/test_soak.py tests/test_train_stops.py
+	@$(RUN) -m pytest -q -s -m slow tests/test_soak.py tests/test_train_stops.py \
+	    tests/test_data_workers.py
 
 update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'
