@@ -68,3 +68,20 @@ def run_main(quick_compilation):
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def kept_compilations(tmp_path_factory):
+    """What this process compiles twice, such as the steps of a run that resumes, is kept."""
+    import jax
+
+    changes = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("kept")),
+        "jax_persistent_cache_min_compile_time_secs": 0.05,
+    }
+    before = {name: getattr(jax.config, name) for name in changes}
+    for name, value in changes.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -5,6 +5,9 @@
 Everything the run leaves goes below --workdir. A run that was killed goes on when the same command
 is given again. Keys of the config are overridden as in --config.seed=1, and arguments of the config
 file follow a colon: --config=configs/cifar10_resnet20_w2a2.py:bits=1,method=n2uq
+
+SIGTERM, or Ctrl-C, ends it at the next step, with a checkpoint; Ctrl-C twice ends it at once. It
+exits with 0 when it is finished, 1 on an error, 75 when it was told to stop and can be resumed.
 """
 
 import sys
@@ -51,7 +54,7 @@ def _run(console: Console) -> None:
     # After the config is checked: a typo should not wait for JAX to start.
     import jax
 
-    from uniq_jax.train import compilation, loop
+    from uniq_jax.train import compilation, loop, preemption
     from uniq_jax.train.result import table
 
     compilation.enable_compilation_cache()
@@ -63,7 +66,12 @@ def _run(console: Console) -> None:
             f"{values['test_loss']:.4f}  on {values['test_count']} examples"
         )
         return
-    result = loop.train(spec, workdir, console)
+    try:
+        with preemption.listening() as stop:
+            result = loop.train(spec, workdir, console, stop)
+    except preemption.Stopped as stopped:
+        console.print(f"{stopped}; the same command resumes it", soft_wrap=True)
+        sys.exit(preemption.EXIT_CODE)
     if jax.process_index() == 0:
         _draw(workdir, console)
     console.print()

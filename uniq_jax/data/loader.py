@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from uniq_jax.data import augment as augmentation
+from uniq_jax.data import workers as worker_processes
 from uniq_jax.data.batches import Batch, EvalBatches, Made, TrainBatches
 from uniq_jax.data.encoded_data import EncodedData
 from uniq_jax.data.image_data import ImageData
@@ -237,7 +238,9 @@ def _made_ahead(make: TrainBatches | EvalBatches, steps: range, prefetch: int, w
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return iter(dataset.to_iter_dataset(_threads(0, 0)).mp_prefetch(options))
+    return iter(
+        dataset.to_iter_dataset(_threads(0, 0)).mp_prefetch(options, worker_processes.start)
+    )
 
 
 def _threads(count: int, prefetch: int) -> Any:

@@ -7,6 +7,7 @@ aside and the one before it is taken.
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,8 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import future
 
 _KEPT = 2
+_META_FILE = "metadata"
 
 
 class CheckpointError(ValueError):
@@ -31,11 +35,13 @@ class Progressed:
       data: the train iterator's state.
       best_accuracy: the highest test accuracy so far in this phase, or -1.
       seconds: time that all phases took until here.
+      owes_evaluation: the run was told to stop before it did what falls due after this step.
     """
 
     data: dict[str, Any]
     best_accuracy: float
     seconds: float
+    owes_evaluation: bool = False
 
 
 class Checkpoints:
@@ -65,17 +71,22 @@ class Checkpoints:
     def save(self, step: int, state: Any, progressed: Progressed) -> None:
         """Saves in the background; the arrays may be donated as soon as this returns.
 
+        One of the same step, from which a run has resumed to do what it owed, is replaced.
+
         Raises:
           OSError: if this save, or the one before it, could not be written.
         """
         arrays = _flat(state)
-        meta = {**dataclasses.asdict(progressed), "digest": _digest(arrays)}
+        # Not even a copy where a device shares the host's memory: JAX does not donate what is seen.
+        on_host = jax.device_get(arrays) if _is_visible(arrays) else {}
+        meta = _SaveMeta(dataclasses.asdict(progressed), on_host)
         try:
+            if step in self.steps:
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
             self._manager.save(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
-                ),
+                args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=meta),
                 force=True,
             )
         except Exception as error:
@@ -102,13 +113,15 @@ class Checkpoints:
             except CheckpointError:
                 raise
             except Exception as error:
-                aside = self._directory / f"CORRUPT-{step}"
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                aside = self._aside(step)
                 self._note(
-                    f"checkpoint {self._directory / str(step)} is unreadable ({reason[:200]}); "
+                    f"checkpoint {self._directory / str(step)} is unreadable ({_reason(error)}); "
                     f"set aside as {aside.name}"
                 )
-                os.replace(self._directory / str(step), aside)
+                if jax.process_index() == 0:
+                    os.replace(self._directory / str(step), aside)
+                if jax.process_count() > 1:
+                    multihost_utils.sync_global_devices(f"{aside.name} is set aside")
                 self._manager.reload()
             else:
                 return (step, *restored)
@@ -131,32 +144,30 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    def _aside(self, step: int) -> Path:
+        """Where a checkpoint goes that is unreadable: one set aside before stays."""
+        names = (f"CORRUPT-{step}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+        return next(path for name in names if not (path := self._directory / name).exists())
+
     def _read(self, step: int, state: Any) -> tuple[Any, Progressed]:
         wanted = _flat(jax.tree.map(_abstract, state))
         metadata = self._manager.item_metadata(step).state
         found = {name: tuple(array.shape) for name, array in metadata.tree.items()}
         _check_same(self._directory / str(step), found, wanted)
-        restored: Any = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore()
-            ),
-        )
-        meta = dict(restored.meta)
-        digest = meta.pop("digest")
-        if digest != _digest(restored.state):
-            raise OSError("its arrays are not those that were saved")
-        leaves = [restored.state[name] for name in _flat(state)]
+        arrays, meta = _restore(self._manager, step, wanted)
+        leaves = [arrays[name] for name in _flat(state)]
         return jax.tree.unflatten(jax.tree.structure(state), leaves), Progressed(**meta)
 
 
 def read_model(path: Path) -> dict[str, np.ndarray]:
     """Parameters and statistics, by path, of the newest checkpoint in a directory.
 
-    Where it has moving averages, these are taken.
+    Where it has moving averages, these are taken. It may be of any number of devices.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
+      ValueError: if it is unreadable, or its arrays are not those that were saved. An older one is
+        not taken in its place: what starts from it would come to another result.
     """
     directory = Path(os.path.abspath(path))
     if not directory.is_dir():
@@ -166,14 +177,17 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
         step = manager.latest_step()
         if step is None:
             raise FileNotFoundError(f"there is no checkpoint in {directory}")
-        # Into host memory: the devices that it was saved on need not be here.
-        wanted = {
-            name: np.broadcast_to(np.zeros((), array.dtype), array.shape)
-            for name, array in manager.item_metadata(step).state.tree.items()
-        }
-        arrays = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-        ).state
+        try:
+            # Into host memory: the devices that it was saved on need not be here.
+            found = manager.item_metadata(step).state.tree
+            wanted = {name: np.empty(array.shape, array.dtype) for name, array in found.items()}
+            arrays, _ = _restore(manager, step, wanted)
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint {directory / str(step)} is unreadable ({_reason(error)}); if it is of "
+                "a finished phase, remove it and the phase's outcome.json: the same command then "
+                "trains the phase on from the checkpoint before"
+            ) from error
     return {
         name.partition(".")[2].replace(".", "/"): np.asarray(array)
         for field in ("params.", "statistics.", "averages.")  # The later one of a path stays.
@@ -182,12 +196,70 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
     }
 
 
+class _MetaHandler(ocp.JsonCheckpointHandler):
+    """Writes JSON with the arrays' digest, which is found in the background too."""
+
+    async def async_save(
+        self, directory: Any, item: Any = None, args: Any = None
+    ) -> list[future.Future]:
+        del item
+
+        async def write() -> None:
+            if jax.process_index() == 0:
+                text = json.dumps({**args.meta, "digest": _digest(args.arrays)})
+                (directory / _META_FILE).write_text(text)
+
+        return [future.CommitFutureAwaitingContractedSignals(write(), name="meta")]
+
+
+@ocp.args.register_with_handler(_MetaHandler, for_save=True)
+@dataclasses.dataclass
+class _SaveMeta(ocp.args.CheckpointArgs):
+    """What `_MetaHandler` saves.
+
+    Attributes:
+      meta: for JSON.
+      arrays: to digest; none where no process sees all of them.
+    """
+
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+@ocp.args.register_with_handler(_MetaHandler, for_restore=True)
+@dataclasses.dataclass
+class _RestoreMeta(ocp.args.CheckpointArgs):
+    """That `_MetaHandler` restores."""
+
+
 def _manager(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-    handlers = {
-        "state": ocp.StandardCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
-    }
+    handlers = {"state": ocp.StandardCheckpointHandler(), "meta": _MetaHandler(_META_FILE)}
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+
+
+def _restore(
+    manager: ocp.CheckpointManager, step: int, wanted: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays, and what else a checkpoint holds; verified.
+
+    Raises:
+      OSError: if the arrays are not those that were saved.
+    """
+    state = ocp.args.StandardRestore(wanted)
+    args = ocp.args.Composite(state=state, meta=_RestoreMeta())
+    restored: Any = manager.restore(step, args=args)
+    arrays, meta = restored.state, dict(restored.meta)
+    digest = meta.pop("digest")
+    if digest and _is_visible(arrays) and digest != _digest(jax.device_get(arrays)):
+        raise OSError("its arrays are not those that were saved")
+    return arrays, meta
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    lines = str(error).splitlines()
+    text = lines[0][:200] if lines else "no more is known"
+    return text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"
 
 
 def _flat(state: Any) -> dict[str, Any]:
@@ -202,14 +274,21 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _digest(arrays: Mapping[str, jax.Array]) -> str:
-    """A hash of all arrays; "" where no process sees all of them."""
-    if not all(array.is_fully_addressable for array in arrays.values()):
+def _is_visible(arrays: Mapping[str, Any]) -> bool:
+    """Whether this process sees all of every array."""
+    return all(
+        array.is_fully_addressable for array in arrays.values() if isinstance(array, jax.Array)
+    )
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """A hash of all arrays; "" of none."""
+    if not arrays:
         return ""
     total = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
         total.update(name.encode())
-        total.update(np.ascontiguousarray(jax.device_get(arrays[name])).data)
+        total.update(np.ascontiguousarray(arrays[name]).data)
     return total.hexdigest()
 
 

@@ -121,7 +121,9 @@ class MetricsWriter:
                 global_step=int(step),
             )
 
-    def rewind(self, phase: str, step: int, phases: Sequence[str]) -> None:
+    def rewind(
+        self, phase: str, step: int, phases: Sequence[str], *, owes_evaluation: bool = False
+    ) -> None:
         """Drops what an interrupted run wrote after the checkpoint that it resumes from.
 
         Dropped are the records of `phase` after `step`, all records of the phases that follow it,
@@ -133,6 +135,8 @@ class MetricsWriter:
             phase: phase of the checkpoint.
             step: step of the checkpoint within `phase`.
             phases: all phases in their order. Records of a phase not listed here stay.
+            owes_evaluation: whether that step is yet to be evaluated: an evaluation of it is
+                dropped too.
 
         Raises:
             ValueError: `phase` is not in `phases`, or a whole line of the file is not a record.
@@ -151,9 +155,10 @@ class MetricsWriter:
         kept = []
         for number, line in enumerate(_whole_lines(old), start=1):
             record = _decode(line, self._path, number)
-            dropped = record["phase"] in later or (
-                record["phase"] == phase and record["step"] > step
+            is_redone = record["step"] > step or (
+                owes_evaluation and record["step"] == step and "test_accuracy" in record
             )
+            dropped = record["phase"] in later or (record["phase"] == phase and is_redone)
             if not dropped:
                 kept.append(line)
         new = b"".join(kept)
@@ -238,6 +243,17 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         TypeError: JSON cannot hold `value`.
     """
     _write_atomically(Path(path), encode_json(value, indent=2) + b"\n")
+
+
+def remove_torn_files(workdir: str | os.PathLike[str]) -> None:
+    """Removes what a process that was killed while it wrote a whole file has left below a workdir.
+
+    Args:
+        workdir: directory of a run that no other process writes to.
+    """
+    for pattern in (".*.tmp", "*/.*.tmp"):
+        for path in Path(workdir).glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def encode_json(value: Any, *, indent: int | None = None) -> bytes:

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from uniq_jax import deploy
 from uniq_jax.spec import PhaseSpec, RunSpec, differences, to_json
-from uniq_jax.train import environment, handover, start
+from uniq_jax.train import environment, handover, preemption, source_digests, start
 from uniq_jax.train.checkpoints import Checkpoints
-from uniq_jax.train.logs import MetricsWriter, write_json
+from uniq_jax.train.logs import MetricsWriter, remove_torn_files, write_json
 from uniq_jax.train.phase import Outcome, train_phase
 from uniq_jax.train.progress import say
 from uniq_jax.train.result import RESULT_FILE, Result
@@ -28,14 +28,25 @@ OUTCOME_FILE = "outcome.json"
 REPORT_FILE = "report.html"
 
 
-def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
+def train(
+    spec: RunSpec, workdir: Path, console: Console, stop: preemption.Stop = preemption.never
+) -> Result:
     """Runs all phases, or what is left of them, and writes `WORKDIR/result.json`.
 
     A run that was killed goes on from its newest checkpoint, and on as many devices comes to the
     same result, bit for bit.
 
+    Args:
+      spec: what to do.
+      workdir: made where it is missing.
+      console: where progress goes.
+      stop: asked at every step, and between the batches of an evaluation; where it says so, the run
+        saves and ends. `preemption.listening` makes one that hears signals.
+
     Raises:
-      ValueError: if the spec doesn't fit its data or devices, or `workdir` belongs to another spec.
+      Stopped: if `stop` said so; the same call goes on from there.
+      ValueError: if the spec doesn't fit its data or devices, or `workdir` belongs to another spec,
+        or what it starts or learns from has changed since it began.
       FileNotFoundError: if the data, or what to start from, is not there.
       OSError: if `workdir` cannot be written.
       DivergedError: if the loss is no longer finite.
@@ -54,14 +65,20 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
     first = spec.phases[0]
     if (source := sources[first.name]) is not None:
         start.take(source.read(), _abstract_state(run, first), run.program(first), source.stale)
+    digests = source_digests.digests(spec)
+    if (workdir / CONFIG_FILE).exists():
+        source_digests.check(spec, workdir, digests)
     is_first = jax.process_index() == 0
     if is_first:
         workdir.mkdir(parents=True, exist_ok=True)
+        remove_torn_files(workdir)
+        source_digests.write(workdir, digests)  # First: what has a config has begun.
         write_json(workdir / CONFIG_FILE, to_json(spec))
         environment.record(workdir, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
     outcomes: dict[str, Outcome] = {}
     with MetricsWriter(workdir, tensorboard=spec.tensorboard, enabled=is_first) as writer:
         for phase in spec.phases:
+            preemption.check(stop)
             directory = workdir / phase.name
             outcome_path = directory / OUTCOME_FILE
             if outcome_path.exists():
@@ -75,6 +92,7 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
                     writer=writer,
                     console=console,
                     seconds_before=max((o.seconds for o in outcomes.values()), default=0.0),
+                    stop=stop,
                 )
                 if is_first:
                     write_json(outcome_path, dataclasses.asdict(outcome))
@@ -119,7 +137,9 @@ def _check_workdir(spec: RunSpec, workdir: Path) -> None:
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
-    changed = differences(json.loads(path.read_text()), to_json(spec))
+    then, now = json.loads(path.read_text()), to_json(spec)
+    # It may go on on other devices: batches, and their order, are those of all devices together.
+    changed = differences({**then, "mesh": {}}, {**now, "mesh": {}})
     if changed:
         shown = "\n  ".join(changed[:10])
         raise ValueError(

@@ -19,6 +19,7 @@ from uniq_jax.train import (
     memory,
     optimizer,
     oscillation,
+    preemption,
     remat,
     sharding,
     start,
@@ -213,7 +214,12 @@ class Run:
         )
 
     def estimate_statistics(
-        self, program: Program, params: Arrays, statistics: Arrays, count: int
+        self,
+        program: Program,
+        params: Arrays,
+        statistics: Arrays,
+        count: int,
+        stop: preemption.Stop = preemption.never,
     ) -> Arrays:
         """`statistics`, with those of batch norms over the first `count` training batches."""
         step = jax.jit(
@@ -224,7 +230,7 @@ class Run:
         with self.train_batches() as batches:
             found = averages.pooled(
                 jax.device_get(step(params, statistics, self.place(batch)))
-                for batch in itertools.islice(batches, count)
+                for batch in preemption.until(stop, itertools.islice(batches, count))
             )
         return {
             path: jax.device_put(found[path].astype(old.dtype), old.sharding)
@@ -233,8 +239,13 @@ class Run:
             for path, old in statistics.items()
         }
 
-    def evaluator(self, program: Program) -> Callable[[Arrays, Arrays], dict[str, float]]:
-        """A function of parameters and statistics that evaluates every test example once."""
+    def evaluator(
+        self, program: Program, stop: preemption.Stop = preemption.never
+    ) -> Callable[[Arrays, Arrays], dict[str, float]]:
+        """A function of parameters and statistics that evaluates every test example once.
+
+        It raises Stopped when `stop` says so.
+        """
         step = jax.jit(
             functools.partial(eval_step, program),
             out_shardings=sharding.replicated(self.mesh),
@@ -253,6 +264,7 @@ class Run:
             )
             sums: list[Any] = []
             for batch in batches:
+                preemption.check(stop)
                 sums.append(step(params, statistics, self.place(batch)))
                 # Only two batches at a time are on the devices.
                 jax.block_until_ready(sums[-2:-1])
