@@ -6,6 +6,7 @@ aside and the one before it is taken.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from uniq_jax.train import processes, sharding
 
 _KEPT = 2
 
@@ -53,7 +56,10 @@ class Checkpoints:
         self._directory = Path(os.path.abspath(directory))
         self._note = note
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,
+            multiprocessing_options=_among_processes(self._directory),
         )
         self._manager = _manager(self._directory, options)
 
@@ -98,7 +104,7 @@ class Checkpoints:
         self.wait()
         for step in reversed(self.steps):
             try:
-                restored = self._read(step, state)
+                restored = processes.together(functools.partial(self._read, step, state))
             except CheckpointError:
                 raise
             except Exception as error:
@@ -108,7 +114,7 @@ class Checkpoints:
                     f"checkpoint {self._directory / str(step)} is unreadable ({reason[:200]}); "
                     f"set aside as {aside.name}"
                 )
-                os.replace(self._directory / str(step), aside)
+                processes.on_first(os.replace, self._directory / str(step), aside)
                 self._manager.reload()
             else:
                 return (step, *restored)
@@ -144,7 +150,7 @@ class Checkpoints:
         )
         meta = dict(restored.meta)
         digest = meta.pop("digest")
-        if digest != _digest(restored.state):
+        if digest not in ("", _digest(restored.state)):
             raise OSError("its arrays are not those that were saved")
         leaves = [restored.state[name] for name in _flat(state)]
         return jax.tree.unflatten(jax.tree.structure(state), leaves), Progressed(**meta)
@@ -166,8 +172,13 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
         step = manager.latest_step()
         if step is None:
             raise FileNotFoundError(f"there is no checkpoint in {directory}")
+        # NumPy arrays to fill, as the devices that they were saved from need not be here.
+        wanted = {
+            name: np.empty(array.shape, array.dtype)
+            for name, array in manager.item_metadata(step).state.tree.items()
+        }
         arrays = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
         ).state
     return {
         name.partition(".")[2].replace(".", "/"): np.asarray(array)
@@ -178,11 +189,19 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
 
 
 def _manager(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    among = _among_processes(directory)
     handlers = {
-        "state": ocp.StandardCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
+        "state": ocp.StandardCheckpointHandler(multiprocessing_options=among),
+        "meta": ocp.JsonCheckpointHandler(multiprocessing_options=among),
     }
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+
+
+def _among_processes(directory: Path) -> ocp.options.MultiprocessingOptions:
+    # Processes wait for each other under names, which two directories that are saved to in the
+    # background at the same time must not share.
+    name = f"{directory.parent.name}-{directory.name}"
+    return ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
 
 
 def _flat(state: Any) -> dict[str, Any]:
@@ -198,13 +217,14 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _digest(arrays: Mapping[str, jax.Array]) -> str:
-    """A hash of all arrays; "" where no process sees all of them."""
-    if not all(array.is_fully_addressable for array in arrays.values()):
-        return ""
+    """A hash of all arrays; "" where this process does not see all of them."""
     total = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
+        array = sharding.whole(arrays[name])
+        if array is None:
+            return ""
         total.update(name.encode())
-        total.update(np.ascontiguousarray(jax.device_get(arrays[name])).data)
+        total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()
 
 

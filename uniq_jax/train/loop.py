@@ -12,7 +12,7 @@ from rich.console import Console
 
 from uniq_jax import deploy
 from uniq_jax.spec import PhaseSpec, RunSpec, differences, to_json
-from uniq_jax.train import start
+from uniq_jax.train import processes, start
 from uniq_jax.train.checkpoints import Checkpoints, read_model
 from uniq_jax.train.logs import MetricsWriter, write_json
 from uniq_jax.train.phase import Outcome, train_phase
@@ -38,7 +38,7 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
       DivergedError: if the loss is no longer finite.
     """
     _check_workdir(spec, workdir)
-    if (workdir / RESULT_FILE).exists():
+    if processes.all_true((workdir / RESULT_FILE).exists()):
         say(console, f"{workdir} holds the finished run; nothing is left to train")
         return Result.read(workdir)
     run = Run(spec, functools.partial(say, console))
@@ -51,8 +51,8 @@ def train(spec: RunSpec, workdir: Path, console: Console) -> Result:
     if source is not None:
         start.take(source(), _abstract_state(run, spec.phases[0]), run.program(spec.phases[0]))
     is_first = jax.process_index() == 0
+    processes.make_workdir(workdir, to_json(spec))
     if is_first:
-        workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / CONFIG_FILE, to_json(spec))
     outcomes: dict[str, Outcome] = {}
     with MetricsWriter(workdir, tensorboard=spec.tensorboard, enabled=is_first) as writer:

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from uniq_jax.spec import PhaseSpec
-from uniq_jax.train import start
+from uniq_jax.train import processes, start
 from uniq_jax.train.checkpoints import Checkpoints, Progressed
 from uniq_jax.train.logs import MetricsWriter, write_json
 from uniq_jax.train.progress import Progress, say
@@ -103,6 +103,7 @@ def train_phase(
                 description=phase.name,
             )
         )
+        stack.enter_context(processes.ends_when_one_is_lost())
         step_fn, evaluate = run.train_step(program, state), run.evaluator(program)
         teacher = run.teacher(phase)
         started_s = time.monotonic()

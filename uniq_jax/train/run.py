@@ -13,7 +13,7 @@ from flax import nnx
 
 from uniq_jax import data
 from uniq_jax.spec import PhaseSpec, RunSpec
-from uniq_jax.train import averages, compilation, optimizer, sharding, start, teacher
+from uniq_jax.train import averages, compilation, optimizer, processes, sharding, start, teacher
 from uniq_jax.train.state import (
     Arrays,
     Network,
@@ -44,6 +44,7 @@ class Run:
         # Every evaluation meets the same broken images: what was said is not said again.
         self._note = functools.cache(note)
         self.mesh = sharding.create_mesh(spec.mesh)
+        processes.check_mesh(self.mesh)
         for key in ("batch_size", "eval_batch_size"):
             sharding.check_batch(self.mesh, key, getattr(spec.data, key))
         is_resized = spec.data.augment == data.RESIZED_CROP  # of images as they are stored
@@ -184,7 +185,7 @@ class Run:
                 for batch in itertools.islice(batches, count)
             )
         return {
-            path: jax.device_put(found[path].astype(old.dtype), old.sharding)
+            path: sharding.put(found[path].astype(old.dtype), old.sharding)
             if path in found
             else old
             for path, old in statistics.items()
