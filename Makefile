@@ -15,7 +15,7 @@ PYTHON ?=
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar cifar-networks update-constraints clean
+.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar cifar-networks distributed update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -61,6 +61,9 @@ cifar: $(DEV) ## two epochs of CIFAR-10, killed and resumed (needs UNIQ_JAX_SHAR
 
 cifar-networks: $(DEV) ## the README's CIFAR-10 ResNets, float and W8A8 (needs UNIQ_JAX_SHARED)
 	@$(RUN) -m pytest -q tests/test_cifar10_networks.py
+
+distributed: $(DEV) ## two processes against one, and lost ones (needs UNIQ_JAX_SHARED)
+	@$(RUN) -m pytest -q -m slow tests/test_distributed.py tests/test_train_processes.py
 
 update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'
