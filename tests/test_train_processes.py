@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from uniq_jax import interop, models
-from uniq_jax.train import processes
+from uniq_jax.train import jobs, processes
 from uniq_jax.train.checkpoints import read_model
 from uniq_jax.train.logs import read_metrics
 
@@ -273,12 +273,12 @@ CHILD = """
 import pathlib, sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from uniq_jax.train import processes, sharding
+from uniq_jax.train import jobs, processes, sharding
 
 options = dict(argument.removeprefix("--").split("=") for argument in sys.argv[1:])
 root, me = pathlib.Path(options["root"]), int(options["process_id"])
 processes._SEEN_WITHIN_S = 1.0
-processes.connect(processes.find_job({}, coordinator=options["coordinator"], num_processes=2,
+jobs.connect(jobs.find_job({}, coordinator=options["coordinator"], num_processes=2,
                                      process_id=me))
 
 def caught(function, *args):
@@ -363,29 +363,29 @@ NO_TPU = {"TPU_SKIP_MDS_QUERY": "1"}
     ("environment", "given", "expected"),
     [
         ({}, {}, None),
-        (SLURM, {}, processes.Job(cluster="slurm")),
+        (SLURM, {}, jobs.Job(cluster="slurm")),
         ({**SLURM, "SLURM_NTASKS": "1"}, {}, None),
         # Within a batch script, but not a task of srun.
         ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, {}, None),
-        (JOBSET, {}, processes.Job("run-workers-0-0.run:8476", 4, 3)),
+        (JOBSET, {}, jobs.Job("run-workers-0-0.run:8476", 4, 3)),
         ({**JOBSET, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, {}, None),
         ({**SLURM, **JOBSET}, {"mode": "off"}, None),
         (
             SLURM,
             {"coordinator": "h:1", "num_processes": 2, "process_id": 0},
-            processes.Job("h:1", 2, 0),
+            jobs.Job("h:1", 2, 0),
         ),
         ({}, {"coordinator": "h:1", "num_processes": 1, "process_id": 0}, None),
         ({"OMPI_MCA_orte_hnp_uri": "x", "OMPI_COMM_WORLD_SIZE": "2"}, {},
-         processes.Job(cluster="ompi")),
-        ({}, {"has_libtpu": True}, processes.Job(cluster="gcetpu")),
+         jobs.Job(cluster="ompi")),
+        ({}, {"has_libtpu": True}, jobs.Job(cluster="gcetpu")),
         (NO_TPU, {"has_libtpu": True}, None),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, {"has_libtpu": True}, processes.Job(cluster="gketpu")),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, {"has_libtpu": True}, jobs.Job(cluster="gketpu")),
         ({"TPU_WORKER_HOSTNAMES": "a"}, {"has_libtpu": True}, None),
     ],
 )  # fmt: skip
 def test_the_job_is_found(environment, given, expected):
-    assert processes.find_job(environment, **given) == expected
+    assert jobs.find_job(environment, **given) == expected
 
 
 @pytest.mark.parametrize(
@@ -407,12 +407,24 @@ def test_the_job_is_found(environment, given, expected):
 )
 def test_what_is_given_in_part_or_wrong_is_named(environment, given, message):
     with pytest.raises(ValueError, match=message):
-        processes.find_job(environment, **given)
+        jobs.find_job(environment, **given)
 
 
 def test_a_short_heartbeat_is_refused():
     with pytest.raises(ValueError, match=r"--heartbeat_timeout_s \(=3\) must be at least 10"):
-        processes.connect(None, heartbeat_timeout_s=3)
+        jobs.connect(None, heartbeat_timeout_s=3)
+
+
+def test_a_process_that_waits_for_the_others_says_so():
+    program = "from uniq_jax.train import jobs; jobs._NOTICE_AFTER_S = 0.5; "
+    program += f"jobs.connect(jobs.Job('127.0.0.1:{free_port()}', 2, 1))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stderr is not None
+        line = child.stderr.readline()
+        child.kill()
+    assert "process 1: waits for the other processes of the job, to meet them at 127.0.0.1" in line
 
 
 def test_flags_that_need_each_other_are_named(config_file, tmp_path, run_main):

@@ -65,19 +65,19 @@ def _run(console: Console) -> None:
         raise FileNotFoundError(f"--config (={path!r}) is not a file")
     spec = run_spec(_CONFIG.value)
     # After the config is checked: a typo should not wait for JAX to start.
-    from uniq_jax.train import compilation, processes
+    from uniq_jax.train import compilation, jobs, processes
 
-    job = processes.find_job(
+    job = jobs.find_job(
         os.environ,
         mode=_DISTRIBUTED.value,
         coordinator=_COORDINATOR.value,
         num_processes=_NUM_PROCESSES.value,
         process_id=_PROCESS_ID.value,
-        has_libtpu=processes.has_libtpu(),
+        has_libtpu=jobs.has_libtpu(),
     )
     compilation.enable_compilation_cache()
-    processes.connect(job, heartbeat_timeout_s=_HEARTBEAT.value)
-    with processes.ends_together():
+    jobs.connect(job, heartbeat_timeout_s=_HEARTBEAT.value)
+    with processes.ends_together(shows_traceback=_TRACEBACK.value):
         _train_or_evaluate(spec, console if processes.is_first() else Console(quiet=True))
 
 
