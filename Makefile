@@ -15,7 +15,7 @@ PYTHON ?=
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar cifar-networks meshes curriculum soak update-constraints clean
+.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -71,6 +71,9 @@ curriculum: $(DEV) ## every method from float to 8, 4 and 2 bits, resumed; steps
 soak: $(DEV) ## 30 random kills in one training, and other slow tests of stopping (CIFAR-10 with UNIQ_JAX_SHARED)
 	@$(RUN) -m pytest -q -s -m slow tests/test_soak.py tests/test_train_stops.py \
 	    tests/test_data_workers.py
+
+distributed: $(DEV) ## two processes against one, and lost ones (needs UNIQ_JAX_SHARED)
+	@$(RUN) -m pytest -q -m slow tests/test_distributed.py tests/test_train_processes.py
 
 update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'

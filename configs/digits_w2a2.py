@@ -5,7 +5,10 @@ The demo: `make demo`, or
     python -m uniq_jax.main --config=configs/digits_w2a2.py --workdir=runs/digits
 
 The first and last layer have 8 bits. Arguments: `seed`; and `curriculum`, as in
-`…py:curriculum=8-4-2`, widths that follow one another in place of the one.
+`…py:curriculum=8-4-2`, widths that follow one another in place of the one. Three seeds of three
+methods, one after another, about as long as nine demos:
+
+    python launch/sweep.py --config=configs/digits_w2a2.py --workdir=runs/digits_sweep
 """
 
 from uniq_jax import config as c
@@ -21,3 +24,9 @@ def get_config(arg=None):
         optimizer={"learning_rate": 0.02},
     )
     return recipes.digits(arg, quantized)
+
+
+def sweep(add):
+    for method in ("uniq", "n2uq", "lsq"):
+        for seed in range(3):
+            add(**{"quantized.method": method, "seed": seed})

@@ -1,8 +1,31 @@
 #!/usr/bin/env bash
-# Runs the main job on this machine: launch/local.sh --config=configs/… --workdir=…
-# PYTHON names the interpreter, by default that of .venv.
+# Runs a training on this machine, in one process with all its devices.
 set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+Usage: launch/local.sh [--dry-run] ARGUMENTS
+
+ARGUMENTS are those of uniq_jax.main, --config=configs/… --workdir=… for example.
+
+  --dry-run  prints the command and runs nothing
+  --help     prints this text
+
+PYTHON names the interpreter, by default that of .venv.
+TEXT
+}
+
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+run=(exec)
+case "${1:-}" in
+    --help | -h) usage && exit ;;
+    --dry-run) run=(printf '%q ') && shift ;;
+esac
+if [ $# -eq 0 ]; then
+    usage >&2
+    exit 2
+fi
 # XLA allocates its memory anew in every step; huge pages make that cheaper on a CPU.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
-exec "${PYTHON:-$root/.venv/bin/python}" -m uniq_jax.main "$@"
+"${run[@]}" "${PYTHON:-$root/.venv/bin/python}" -m uniq_jax.main "$@"
+echo

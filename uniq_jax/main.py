@@ -7,9 +7,11 @@ is given again. Keys of the config are overridden as in --config.seed=1, and arg
 file follow a colon: --config=configs/cifar10_resnet20_w2a2.py:bits=1,method=n2uq
 
 SIGTERM, or Ctrl-C, ends it at the next step, with a checkpoint; Ctrl-C twice ends it at once. It
-exits with 0 when it is finished, 1 on an error, 75 when it was told to stop and can be resumed.
+exits with 0 when it is finished, 1 on an error, 69 when another process of the job was lost, and 75
+when it was told to stop. In the last two cases the same command resumes it.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +21,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from uniq_jax.config import run_spec
+from uniq_jax.spec import RunSpec
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The config file, with its arguments behind a colon.", lock_config=True
@@ -29,6 +32,20 @@ _MODE = flags.DEFINE_enum(
     "train",
     ["train", "eval"],
     "train: train, or go on training; eval: evaluate the newest checkpoint on the whole test set.",
+)
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "off"],
+    "auto: joins the other processes of the job where SLURM, Open MPI, a TPU pod or the variables "
+    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say that there are some; off: "
+    "runs on its own.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the job, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, with --coordinator.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_timeout_s", 60, "A process that was not heard of for so long ends the job."
 )
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -52,12 +69,26 @@ def _run(console: Console) -> None:
         raise FileNotFoundError(f"--config (={path!r}) is not a file")
     spec = run_spec(_CONFIG.value)
     # After the config is checked: a typo should not wait for JAX to start.
-    import jax
+    from uniq_jax.train import compilation, jobs, processes
 
-    from uniq_jax.train import compilation, loop, preemption
+    job = jobs.find_job(
+        os.environ,
+        mode=_DISTRIBUTED.value,
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        has_libtpu=jobs.has_libtpu(),
+    )
+    compilation.enable_compilation_cache()
+    jobs.connect(job, heartbeat_timeout_s=_HEARTBEAT.value)
+    with processes.ends_together(shows_traceback=_TRACEBACK.value):
+        _train_or_evaluate(spec, console if processes.is_first() else Console(quiet=True))
+
+
+def _train_or_evaluate(spec: RunSpec, console: Console) -> None:
+    from uniq_jax.train import loop, preemption, processes
     from uniq_jax.train.result import table
 
-    compilation.enable_compilation_cache()
     workdir = Path(_WORKDIR.value or "")
     if _MODE.value == "eval":
         values = loop.evaluate(spec, workdir, console)
@@ -72,7 +103,7 @@ def _run(console: Console) -> None:
     except preemption.Stopped as stopped:
         console.print(f"{stopped}; the same command resumes it", soft_wrap=True)
         sys.exit(preemption.EXIT_CODE)
-    if jax.process_index() == 0:
+    if processes.is_first():
         _draw(workdir, console)
     console.print()
     console.print(table(result))

@@ -6,6 +6,7 @@ aside and the one before it is taken.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -16,8 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import future
+
+from uniq_jax.train import processes, sharding
 
 _KEPT = 2
 _META_FILE = "metadata"
@@ -59,7 +61,10 @@ class Checkpoints:
         self._directory = Path(os.path.abspath(directory))
         self._note = note
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,
+            multiprocessing_options=_among_processes(self._directory),
         )
         self._manager = _manager(self._directory, options)
 
@@ -78,8 +83,7 @@ class Checkpoints:
         """
         arrays = _flat(state)
         # Not even a copy where a device shares the host's memory: JAX does not donate what is seen.
-        on_host = jax.device_get(arrays) if _is_visible(arrays) else {}
-        meta = _SaveMeta(dataclasses.asdict(progressed), on_host)
+        meta = _SaveMeta(dataclasses.asdict(progressed), _on_host(arrays))
         try:
             if step in self.steps:
                 self._manager.wait_until_finished()
@@ -109,7 +113,7 @@ class Checkpoints:
         self.wait()
         for step in reversed(self.steps):
             try:
-                restored = self._read(step, state)
+                restored = processes.together(functools.partial(self._read, step, state))
             except CheckpointError:
                 raise
             except Exception as error:
@@ -118,10 +122,7 @@ class Checkpoints:
                     f"checkpoint {self._directory / str(step)} is unreadable ({_reason(error)}); "
                     f"set aside as {aside.name}"
                 )
-                if jax.process_index() == 0:
-                    os.replace(self._directory / str(step), aside)
-                if jax.process_count() > 1:
-                    multihost_utils.sync_global_devices(f"{aside.name} is set aside")
+                processes.on_first(os.replace, self._directory / str(step), aside)
                 self._manager.reload()
             else:
                 return (step, *restored)
@@ -233,8 +234,19 @@ class _RestoreMeta(ocp.args.CheckpointArgs):
 
 
 def _manager(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-    handlers = {"state": ocp.StandardCheckpointHandler(), "meta": _MetaHandler(_META_FILE)}
+    among = _among_processes(directory)
+    handlers = {
+        "state": ocp.StandardCheckpointHandler(multiprocessing_options=among),
+        "meta": _MetaHandler(_META_FILE, multiprocessing_options=among),
+    }
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+
+
+def _among_processes(directory: Path) -> ocp.options.MultiprocessingOptions:
+    # Processes wait for each other under names, which two directories that are saved to in the
+    # background at the same time must not share.
+    name = f"{directory.parent.name}-{directory.name}"
+    return ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
 
 
 def _restore(
@@ -250,7 +262,7 @@ def _restore(
     restored: Any = manager.restore(step, args=args)
     arrays, meta = restored.state, dict(restored.meta)
     digest = meta.pop("digest")
-    if digest and _is_visible(arrays) and digest != _digest(jax.device_get(arrays)):
+    if digest and (on_host := _on_host(arrays)) and digest != _digest(on_host):
         raise OSError("its arrays are not those that were saved")
     return arrays, meta
 
@@ -274,11 +286,15 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _is_visible(arrays: Mapping[str, Any]) -> bool:
-    """Whether this process sees all of every array."""
-    return all(
-        array.is_fully_addressable for array in arrays.values() if isinstance(array, jax.Array)
-    )
+def _on_host(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """All arrays on the host; none where this process holds only a part of one."""
+    found: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        whole = sharding.whole(array) if isinstance(array, jax.Array) else array
+        if whole is None:
+            return {}
+        found[name] = whole
+    return found
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

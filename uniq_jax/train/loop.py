@@ -13,7 +13,7 @@ from rich.console import Console
 
 from uniq_jax import deploy
 from uniq_jax.spec import PhaseSpec, RunSpec, differences, to_json
-from uniq_jax.train import environment, handover, preemption, source_digests, start
+from uniq_jax.train import environment, handover, preemption, processes, source_digests, start
 from uniq_jax.train.checkpoints import Checkpoints
 from uniq_jax.train.logs import MetricsWriter, remove_torn_files, write_json
 from uniq_jax.train.phase import Outcome, train_phase
@@ -52,7 +52,7 @@ def train(
       DivergedError: if the loss is no longer finite.
     """
     _check_workdir(spec, workdir)
-    if (workdir / RESULT_FILE).exists():
+    if processes.all_true((workdir / RESULT_FILE).exists()):
         say(console, f"{workdir} holds the finished run; nothing is left to train")
         return Result.read(workdir)
     run = Run(spec, functools.partial(say, console))
@@ -69,8 +69,8 @@ def train(
     if (workdir / CONFIG_FILE).exists():
         source_digests.check(spec, workdir, digests)
     is_first = jax.process_index() == 0
+    processes.make_workdir(workdir, to_json(spec))
     if is_first:
-        workdir.mkdir(parents=True, exist_ok=True)
         remove_torn_files(workdir)
         source_digests.write(workdir, digests)  # First: what has a config has begun.
         write_json(workdir / CONFIG_FILE, to_json(spec))

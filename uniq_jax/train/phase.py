@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 
 from uniq_jax.spec import PhaseSpec
-from uniq_jax.train import diagnosis, oscillation, preemption, start
+from uniq_jax.train import diagnosis, oscillation, preemption, processes, start
 from uniq_jax.train.checkpoints import Checkpoints, Progressed
 from uniq_jax.train.diagnosis import DivergedError as DivergedError
 from uniq_jax.train.handover import Source
@@ -150,6 +150,7 @@ def _train(
                 description=phase.name,
             )
         )
+        stack.enter_context(processes.ends_when_one_is_lost())
         evaluate, teacher = run.evaluator(program, stop), run.teacher(phase)
         layer_log = LayerLog(run, program, phase, directory, writer, total_steps)
         started_s = time.monotonic()

@@ -20,6 +20,7 @@ from uniq_jax.train import (
     optimizer,
     oscillation,
     preemption,
+    processes,
     remat,
     sharding,
     start,
@@ -55,6 +56,7 @@ class Run:
         # Every evaluation meets the same broken images: what was said is not said again.
         self._note = functools.cache(note)
         self.mesh = sharding.create_mesh(spec.mesh)
+        processes.check_mesh(self.mesh)
         for key in ("batch_size", "eval_batch_size"):
             sharding.check_batch(self.mesh, key, getattr(spec.data, key))
         for phase in spec.phases:
@@ -233,7 +235,7 @@ class Run:
                 for batch in preemption.until(stop, itertools.islice(batches, count))
             )
         return {
-            path: jax.device_put(found[path].astype(old.dtype), old.sharding)
+            path: sharding.put(found[path].astype(old.dtype), old.sharding)
             if path in found
             else old
             for path, old in statistics.items()

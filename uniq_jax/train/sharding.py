@@ -22,7 +22,9 @@ def create_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -
     Raises:
       ValueError: if the axes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        # By process, so that the rows of a batch that one process reads lie next to each other.
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     sizes = [axes["data"], axes["model"]]
     if sizes.count(-1) == 1:
         rest = -sizes[0] * sizes[1]
@@ -43,6 +45,24 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put(value: np.ndarray, place: jax.sharding.Sharding) -> jax.Array:
+    """An array that every process has, where it is to lie; no process sends it to another."""
+    return jax.make_array_from_callback(value.shape, place, lambda index: value[index])
+
+
+def whole(array: jax.Array) -> np.ndarray | None:
+    """The array on the host; None where this process holds only a part of it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    shards = {str(shard.index): shard for shard in array.addressable_shards}
+    if sum(shard.data.size for shard in shards.values()) < array.size:
+        return None
+    result = np.empty(array.shape, array.dtype)
+    for shard in shards.values():
+        result[shard.index] = shard.data
+    return result
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:

@@ -221,7 +221,7 @@ def restart_weight_quantizers(program: Program, state: TrainState, report: Repor
 def _place(value: np.ndarray | None, like: jax.Array) -> jax.Array:
     if value is None or isinstance(like, jax.ShapeDtypeStruct):
         return like
-    return jax.device_put(value.astype(like.dtype), like.sharding)
+    return sharding.put(value.astype(like.dtype), like.sharding)
 
 
 def read_source(

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -62,7 +61,7 @@ def read(
     _check_complete(here, source, f"{key}.teacher (={phase.loss.teacher!r})", phase)
     everywhere = sharding.replicated(mesh)
     arrays = {
-        path: jax.device_put(source[path].astype(array.dtype), everywhere)
+        path: sharding.put(source[path].astype(array.dtype), everywhere)
         for path, array in here.items()
     }
     return Teacher(arrays, Network.of(abstract))
