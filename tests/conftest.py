@@ -72,8 +72,10 @@ def run_main(quick_compilation):
 
 @pytest.fixture(scope="module")
 def kept_compilations(tmp_path_factory):
-    """What this process compiles twice, such as the steps of a run that resumes, is kept."""
+    """For small_runs in this process: what is compiled twice, as by a run that resumes, is kept."""
     import jax
+
+    from uniq_jax.models import registry
 
     changes = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("kept")),
@@ -85,3 +87,4 @@ def kept_compilations(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+    registry.MODELS.pop("small", None)  # type: ignore[attr-defined]
