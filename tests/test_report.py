@@ -273,6 +273,21 @@ def test_the_comparison_tells_runs_and_configs_apart(pages, tmp_path):
     assert "seed" in text
 
 
+def test_a_run_may_have_any_name(pages, tmp_path):
+    """Those too that Matplotlib would take for a formula, or hide."""
+    workdirs = [
+        shutil.copytree(pages["done"].parent, tmp_path / name)
+        for name in ("_a$x$", "<b>", "q\"'&", "$")
+    ]
+    text = write_comparison(workdirs, tmp_path / "c.html").read_text()
+    assert problems(text) == []
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", text)
+    for workdir in workdirs:
+        assert sum(html.unescape(t).strip() == workdir.name for t in drawn) == 2, workdir
+    for workdir in workdirs:
+        assert problems(write_report(workdir).read_text()) == []
+
+
 def test_the_same_files_give_the_same_bytes(pages):
     before = pages["done"].read_bytes()
     assert write_report(pages["done"].parent).read_bytes() == before

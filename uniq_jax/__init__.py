@@ -43,6 +43,7 @@ _ROOMS = (
     "nn",
     "quantizers",
     "qwix",
+    "report",
     "rules",
     "train",
 )

@@ -44,12 +44,13 @@ def overlay(runs: Sequence[tuple[str, Sequence[tuple[str, Curve]]]], label: str)
                     drawing.finite(curve.values),
                     color=drawing.series_colour(index),
                     linestyle=drawing.LINE_STYLES[index % len(drawing.LINE_STYLES)],
-                    label=name,
+                    label=drawing.plain(name),
                 )
         for title, panel in zip(titles, axes[:, 0]):
             panel.set_title(title)
         axes[0, 0].legend(loc="best")
         axes[-1, 0].set_xlabel("training step of the run")
+        drawing.whole_steps(axes)
 
     size_in = (8.6, 0.7 + 2.2 * len(titles))
     return drawing.draw(paint, label=label, size_in=size_in, rows=max(len(titles), 1), share_x=True)
@@ -76,7 +77,7 @@ def accuracy_against_size(points: Sequence[Point], label: str) -> str:
                 _MARKERS[index % len(_MARKERS)],
                 color=drawing.series_colour(index),
                 markersize=7,
-                label=point.name,
+                label=drawing.plain(point.name),
             )
         panel.set_xlabel("packed size, KB")
         panel.set_ylabel("test accuracy, %")

@@ -71,6 +71,7 @@ def curves(phases: Sequence[Phase], label: str) -> str:
         accuracy.set_ylabel("test accuracy, %")
         rate.set_ylabel("learning rate")
         rate.set_xlabel("training step of the run")
+        drawing.whole_steps(axes)
         for panel in (loss, accuracy):
             if panel.lines:
                 panel.legend(loc="best", ncols=2)

@@ -146,6 +146,18 @@ def _to_element(text: str, label: str) -> str:
     return re.sub(r'<svg\b[^>]*?(viewBox="[^"]*")[^>]*>', rf"{start} \1>", text, count=1).strip()
 
 
+def plain(name: str) -> str:
+    """A name as Matplotlib shows it unchanged: "$" begins a formula there, "_" hides a label."""
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
+def whole_steps(axes: Any) -> None:
+    """Lets the x axes of all panels have ticks at whole numbers only."""
+    for panel in axes.flat:
+        panel.xaxis.get_major_locator().set_params(integer=True)
+
+
 def finite(values: Sequence[Any]) -> np.ndarray:
     """Numbers to draw: what is missing or infinite leaves a gap."""
     array = np.asarray([np.nan if v is None else v for v in values], np.float64)

@@ -113,6 +113,7 @@ def over_training(
             panel.set_visible(False)
         for panel in axes[-1]:
             panel.set_xlabel("training step of the phase")
+        drawing.whole_steps(axes)
 
     rows = (len(panels) + 1) // 2
     return drawing.draw(
