@@ -17,6 +17,9 @@ from uniq_jax.deploy.network import FrozenNetwork
 from uniq_jax.deploy.trace import ELEMENTWISE, Traced, trace
 from uniq_jax.nn import levels
 
+# Up to this width a quantizer becomes thresholds of every channel.
+_MOST_BITS = 5
+
 # Products of levels, traced.
 _PRODUCTS = ("conv_general_dilated", "dot_general")
 
@@ -138,7 +141,8 @@ def _with_sum_thresholds(graph: Graph, arrays: dict[str, Any]) -> Graph:
     shapes = operations.shapes(graph, arrays)
     changes: dict[str, list[Node]] = {}
     for node in graph.nodes:
-        if node.operation != "encode":
+        # With more thresholds the float steps are smaller, and faster.
+        if node.operation != "encode" or node["grid"][0] > _MOST_BITS:
             continue
         chain = _chain(node, nodes, arrays)
         if chain is None:

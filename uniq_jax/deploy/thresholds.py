@@ -16,7 +16,7 @@ import numpy as np
 
 from uniq_jax.nn import ActivationMethod
 
-Codes = Callable[[jax.Array], jax.Array]
+Codes = Callable[[jax.Array], Any]
 
 # float32's finite numbers, as integers of the same order.
 _LARGEST = int(np.float32(np.finfo(np.float32).max).view(np.int32))

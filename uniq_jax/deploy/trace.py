@@ -11,7 +11,7 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from uniq_jax.deploy.graph import Graph, Node, pruned
-from uniq_jax.nn import capture, exact
+from uniq_jax.nn import capture
 
 # Primitives that work number by number and broadcast, with the attributes they need.
 ELEMENTWISE: Mapping[str, tuple[str, ...]] = {
@@ -54,10 +54,10 @@ _OTHERS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
-# Functions that are one node each, by the name under which JAX traces them.
+# Functions of `uniq_jax.nn.exact` that are one node each, by the name under which JAX traces them.
 _NAMED = {
-    exact.exact_prelu.__name__: "prelu",
-    exact.exact_mean.__name__: "mean_pixels",
+    "exact_prelu": "prelu",
+    "exact_mean": "mean_pixels",
 }
 
 # A model is traced at two sizes of the batch: what differs depends on it.
@@ -129,6 +129,8 @@ class _Builder:
     def __init__(self, paths: list[str]):
         self.paths = paths
         self.nodes: list[Node] = []
+        # The calls that what is looked at now lies in.
+        self.callers: list[Any] = []
         self.arrays: dict[str, np.ndarray] = {}
 
     def run(self, jaxprs: tuple[Jaxpr, ...], consts: Any, inputs: list[Any]) -> list[Any]:
@@ -180,7 +182,10 @@ class _Builder:
             inner = [e.params[key] for e in equations]
             called = [i if isinstance(i, ClosedJaxpr) else ClosedJaxpr(i, ()) for i in inner]
             jaxprs = tuple(closed.jaxpr for closed in called)
-            return self.run(jaxprs, called[0].consts, inputs[-len(jaxprs[0].invars) :])
+            self.callers.append(equation)
+            results = self.run(jaxprs, called[0].consts, inputs[-len(jaxprs[0].invars) :])
+            self.callers.pop()
+            return results
         if name in ("stop_gradient", "copy", "copy_p", "optimization_barrier"):
             return inputs
         return [self._primitive(equations, name, inputs)]
@@ -197,7 +202,7 @@ class _Builder:
         kept = ELEMENTWISE.get(name, _OTHERS.get(name))
         if kept is None:
             raise NotImplementedError(
-                f"a frozen network has no operation for {name!r}{_origin(equations[0])}"
+                f"a frozen network has no operation for {name!r}{_origin([*self.callers, equations[0]])}"
             )
         named = [self.named(v, whole=name not in ELEMENTWISE) for v in inputs]
         attributes = {key: _merged(*(e.params[key] for e in equations)) for key in kept}
@@ -254,11 +259,11 @@ def _broadcast(constant: _Constant, params: Any) -> _Constant:
     return _Constant(jnp.reshape(value, sizes), shape)
 
 
-def _origin(equation: Any) -> str:
-    """The line of a model that an equation comes from, in front of all that libraries add."""
-    traceback = equation.source_info.traceback
-    frames = traceback.frames if traceback is not None else []
-    for frame in frames:
-        if not any(f"/{package}/" in frame.file_name for package in ("jax", "flax", "deploy")):
-            return f", at {frame.file_name}:{frame.line_num}"
+def _origin(calls: list[Any]) -> str:
+    """The line of a model that the last of nested calls comes from, as far as it is known."""
+    for equation in reversed(calls):
+        traceback = equation.source_info.traceback
+        for frame in traceback.frames if traceback is not None else []:
+            if not any(f"/{package}/" in frame.file_name for package in ("jax", "flax", "deploy")):
+                return f", at {frame.file_name}:{frame.line_num}"
     return ""

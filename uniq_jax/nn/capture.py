@@ -21,6 +21,9 @@ from uniq_jax.nn.methods import Method, Parameters
 # The layers met so far, in the order of their calls; a mark names a layer by its number here.
 _layers: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("layers", default=None)
 
+# The codes met so far, while tapping.
+_codes: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("codes", default=None)
+
 # x → its integer levels, of the same shape and dtype. Parameter: layer.
 encode_mark = Primitive("uniq_jax_encode")
 # sums, scale → their product. Parameter: layer.
@@ -39,6 +42,27 @@ def recording() -> Iterator[list[Any]]:
         yield layers
     finally:
         _layers.reset(token)
+
+
+@contextlib.contextmanager
+def tapping() -> Iterator[list[jax.Array]]:
+    """While this lasts, the codes of every layer's input are listed, uint8, in the order of calls.
+
+    Layers within a transform that JAX traces apart (a scan, a remat) can't be tapped.
+    """
+    codes: list[jax.Array] = []
+    token = _codes.set(codes)
+    try:
+        yield codes
+    finally:
+        _codes.reset(token)
+
+
+def tap(quantizer: Any, inputs: jax.Array) -> None:
+    """Lists the codes of a layer's input, if someone is tapping."""
+    codes = _codes.get()
+    if codes is not None and quantizer is not None:
+        codes.append(quantizer.encode(inputs).codes)
 
 
 @functools.partial(jax.jit, static_argnums=0)

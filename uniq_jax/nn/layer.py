@@ -191,6 +191,8 @@ class QuantLayer(nnx.Module):
         if capture.is_recording() and (weight is not None or activation is not None):
             return capture.product(self, inputs, kernel, multiply, dtype, place_scale)
 
+        capture.tap(activation, inputs)
+
         def multiply_columns(a, columns, **options):
             restored = columns if weight is None else weight.from_columns(columns, kernel.shape)
             return multiply(a, restored, **options)
