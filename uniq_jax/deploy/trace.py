@@ -201,9 +201,8 @@ class _Builder:
             name = "round_even"
         kept = ELEMENTWISE.get(name, _OTHERS.get(name))
         if kept is None:
-            raise NotImplementedError(
-                f"a frozen network has no operation for {name!r}{_origin([*self.callers, equations[0]])}"
-            )
+            origin = _origin([*self.callers, equations[0]])
+            raise NotImplementedError(f"a frozen network has no operation for {name!r}{origin}")
         named = [self.named(v, whole=name not in ELEMENTWISE) for v in inputs]
         attributes = {key: _merged(*(e.params[key] for e in equations)) for key in kept}
         return self._node(name, named, attributes)
