@@ -6,7 +6,14 @@ from typing import Any
 import jax
 from flax import nnx
 
-from uniq_jax.nn import QuantConv, QuantEinsum, QuantLayer, QuantLinear, QuantLinearGeneral
+from uniq_jax.nn import (
+    BatchNorm,
+    QuantConv,
+    QuantEinsum,
+    QuantLayer,
+    QuantLinear,
+    QuantLinearGeneral,
+)
 from uniq_jax.rules import Decisions, Rule
 
 # Float layer → its quantized form.
@@ -32,6 +39,9 @@ def quantize(model: nnx.Module, rules: Sequence[Rule]) -> nnx.Module:
     in all of them; it goes by its first path. Layers that `nnx.vmap` has stacked along the first
     axis of their parameters, for `nnx.scan` for example, have learned scalars of their own each,
     stacked likewise.
+
+    Every `nnx.BatchNorm` becomes a `uniq_jax.nn.BatchNorm`, which differs in evaluation, by
+    rounding only: what stands in front of a quantizer must give the same bits in every program.
 
     A subclass of a candidate is one too. If it only adds a constructor, it is replaced as its base
     class is; if it has a call or other public attributes of its own, which a quantized layer would
@@ -69,13 +79,17 @@ def quantize(model: nnx.Module, rules: Sequence[Rule]) -> nnx.Module:
     decisions = Decisions(rules)
     layers = _candidates(model)
     evaluates = _evaluates(model)
-    replacements = {}
+    replacements: dict[int, nnx.Module] = {}
     for path, layer, kind in layers:
         rule = decisions.about(path)
         if rule is not None:
-            replacements[id(layer)] = _quantized(path, layer, kind, rule)
-            replacements[id(layer)].deterministic = evaluates
+            quantized = _quantized(path, layer, kind, rule)
+            quantized.deterministic = evaluates
+            replacements[id(layer)] = quantized
     decisions.check()
+    for _, node in nnx.iter_graph(model):
+        if type(node) is nnx.BatchNorm:
+            replacements[id(node)] = BatchNorm.from_float(node)
     _replace(model, replacements)
     return model
 
@@ -112,14 +126,13 @@ def dequantize(model: nnx.Module) -> nnx.Module:
             f"model must hold the layers to replace, and not be one (a {type(model).__name__}); "
             "use its method to_float"
         )
-    floats = {
-        id(node): node.to_float()
-        for _, node in nnx.iter_graph(model)
-        if isinstance(node, QuantLayer)
-    }
-    if not floats:
+    nodes: list[Any] = [node for _, node in nnx.iter_graph(model)]
+    if not any(isinstance(node, QuantLayer) for node in nodes):
         raise ValueError("model has no quantized layer to put a float one in place of")
-    _replace(model, floats)
+    _replace(
+        model,
+        {id(n): n.to_float() for n in nodes if isinstance(n, QuantLayer | BatchNorm)},
+    )
     return model
 
 

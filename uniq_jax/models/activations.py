@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from uniq_jax.nn import exact_prelu
+
 # What makes an activation for so many channels.
 ActivationFactory = Callable[..., Callable[[jax.Array], jax.Array]]
 
@@ -45,7 +47,7 @@ class BiasedPRelu(nnx.Module):
         )
         x = x + before
         # The slope's gradient is x where x is not positive, as PyTorch has it.
-        return jnp.where(x > 0, x, slope * x) + after
+        return exact_prelu(x, slope) + after
 
 
 def relu(features: int, **options: Any) -> Callable[[jax.Array], jax.Array]:

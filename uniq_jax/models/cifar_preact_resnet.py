@@ -12,6 +12,7 @@ from flax import nnx
 
 from uniq_jax.models.blocks import batch_norm, cifar_stages, convolution, dense
 from uniq_jax.models.preact_resnet import PreactBlock
+from uniq_jax.nn import exact_mean
 
 
 class CifarPreactResNet(nnx.Module):
@@ -50,4 +51,4 @@ class CifarPreactResNet(nnx.Module):
         x = self.conv1(x)
         for block in (*self.layer1, *self.layer2, *self.layer3):
             x = block(x)
-        return self.fc(jnp.mean(nnx.relu(self.bn(x)), axis=(1, 2)))
+        return self.fc(exact_mean(nnx.relu(self.bn(x))))

@@ -13,6 +13,7 @@ from flax import nnx
 
 from uniq_jax.models.blocks import batch_norm, cifar_stages, convolution, dense
 from uniq_jax.models.resnet import BasicBlock
+from uniq_jax.nn import exact_mean
 
 
 class CifarResNet(nnx.Module):
@@ -57,4 +58,4 @@ class CifarResNet(nnx.Module):
         x = nnx.relu(self.bn1(self.conv1(x)))
         for block in (*self.layer1, *self.layer2, *self.layer3):
             x = block(x)
-        return self.linear(jnp.mean(x, axis=(1, 2)))
+        return self.linear(exact_mean(x))

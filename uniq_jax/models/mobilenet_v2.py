@@ -12,6 +12,7 @@ from flax import nnx
 
 from uniq_jax.models.activations import ActivationFactory, BiasedPRelu, identity, relu6
 from uniq_jax.models.blocks import batch_norm, convolution, dense
+from uniq_jax.nn import exact_mean
 
 # Expansion, channels, blocks, and stride of the first of them (table 2 of the paper).
 _STAGES = (
@@ -141,4 +142,4 @@ class MobileNetV2(nnx.Module):
         for block in self.blocks:
             x = block(x)
         x = self.act2(self.bn2(self.conv2(x)))
-        return self.fc(jnp.mean(x, axis=(1, 2)))
+        return self.fc(exact_mean(x))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from uniq_jax.models.blocks import batch_norm, convolution, dense, imagenet_stages, max_pool
+from uniq_jax.nn import exact_mean
 
 
 class PreactBlock(nnx.Module):
@@ -118,4 +119,4 @@ class PreactResNet(nnx.Module):
         x = max_pool(nnx.relu(self.bn1(self.conv1(x))))
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = block(x)
-        return self.fc(jnp.mean(nnx.relu(self.bn2(x)), axis=(1, 2)))
+        return self.fc(exact_mean(nnx.relu(self.bn2(x))))

@@ -14,6 +14,7 @@ from flax import nnx
 
 from uniq_jax.models.activations import ActivationFactory, BiasedPRelu, identity, relu
 from uniq_jax.models.blocks import batch_norm, convolution, dense, imagenet_stages, max_pool
+from uniq_jax.nn import exact_mean
 
 
 class _Block(nnx.Module):
@@ -172,4 +173,4 @@ class ResNet(nnx.Module):
         x = max_pool(nnx.relu(self.bn1(self.conv1(x))))
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = block(x)
-        return self.fc(jnp.mean(x, axis=(1, 2)))
+        return self.fc(exact_mean(x))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
-from uniq_jax.nn import levels
+from uniq_jax.nn import capture, levels
 from uniq_jax.nn.methods import ActivationMethod, WeightMethod
 from uniq_jax.nn.product import check_methods, product
 from uniq_jax.nn.quantizer import ActivationQuantizer, WeightQuantizer
@@ -188,8 +188,11 @@ class QuantLayer(nnx.Module):
             watched = inputs if activation is None else activation(inputs)
             return multiply(watched, kernel.astype(inputs.dtype), preferred_element_type=dtype)
 
+        if capture.is_recording() and (weight is not None or activation is not None):
+            return capture.product(self, inputs, kernel, multiply, dtype, place_scale)
         if activation is not None:
             activation.observe(inputs)
+        capture.tap(activation, inputs)
 
         def multiply_columns(a, columns, **options):
             restored = columns if weight is None else weight.from_columns(columns, kernel.shape)
