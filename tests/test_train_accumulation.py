@@ -16,8 +16,10 @@ from uniq_jax import config as c
 from uniq_jax import rules
 from uniq_jax.train import mixup, sharding
 from uniq_jax.train.accumulation import cut
+from uniq_jax.train.network import Network, Teacher, split
 from uniq_jax.train.run import Run
-from uniq_jax.train.state import Network, Program, Teacher, TrainState, split, train_step
+from uniq_jax.train.state import Program, TrainState
+from uniq_jax.train.step import train_step
 
 COUNT = 4
 BATCH = 16

@@ -8,7 +8,7 @@ from uniq_jax import config as c
 from uniq_jax.train import averages, start
 from uniq_jax.train.checkpoints import Checkpoints, Progressed, read_model
 from uniq_jax.train.run import Run
-from uniq_jax.train.state import moving_average
+from uniq_jax.train.step import moving_average
 
 
 def make_run(**values):

@@ -17,7 +17,7 @@ import numpy as np
 from uniq_jax import config as c
 from uniq_jax.train import start
 from uniq_jax.train.run import Run
-from uniq_jax.train.state import train_step
+from uniq_jax.train.step import train_step
 
 out = sys.argv[1]
 results, arrays = {}, {}

@@ -17,9 +17,9 @@ from uniq_jax.spec import ConfigError
 from uniq_jax.train import handover, sources, start
 from uniq_jax.train.checkpoints import read_model
 from uniq_jax.train.logs import read_metrics
+from uniq_jax.train.network import split
 from uniq_jax.train.phase import _first_state
 from uniq_jax.train.run import Run
-from uniq_jax.train.state import split
 
 WIDTHS = {"uniq": "8-4-2", "n2uq": "w8a5-4-2", "uniq_n2uq": "w8a5-4-2", "lsq": "8-4-2"}
 # One method stands for all where much is compiled.

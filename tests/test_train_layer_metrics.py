@@ -18,7 +18,9 @@ from flax import nnx
 from uniq_jax import nn
 from uniq_jax.spec import LossSpec
 from uniq_jax.train import layer_metrics, layer_summary
-from uniq_jax.train.state import Network, Program, TrainState, split, train_step
+from uniq_jax.train.network import Network, split
+from uniq_jax.train.state import Program, TrainState
+from uniq_jax.train.step import train_step
 
 METHODS = {
     "ends": (nn.UniqWeight(8), nn.UniqActivation(8, signed=True)),

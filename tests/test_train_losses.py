@@ -12,8 +12,8 @@ from uniq_jax import config as c
 from uniq_jax import interop, models
 from uniq_jax.spec import ConfigError
 from uniq_jax.train import losses, mixup, start
+from uniq_jax.train.network import join
 from uniq_jax.train.run import Run
-from uniq_jax.train.state import join
 
 RNG = np.random.default_rng(0)
 LOGITS, TEACHER = (3 * RNG.standard_normal((2, 6, 5))).astype(np.float32)

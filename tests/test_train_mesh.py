@@ -26,7 +26,7 @@ from uniq_jax.train import sharding, start
 from uniq_jax.train.accumulation import cut
 from uniq_jax.train.checkpoints import Checkpoints, Progressed
 from uniq_jax.train.run import Run
-from uniq_jax.train.state import split
+from uniq_jax.train.network import split
 
 out, method, meshes, taught = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 OPTIONS = {"width": 8}

@@ -14,8 +14,8 @@ from uniq_jax.quantizers import decode
 from uniq_jax.spec import ConfigError, OscillationSpec
 from uniq_jax.train import oscillation, start
 from uniq_jax.train.checkpoints import Checkpoints, Progressed
+from uniq_jax.train.network import Network, split
 from uniq_jax.train.run import Run
-from uniq_jax.train.state import Network, split
 
 OFF = OscillationSpec(False, 0.01, 0.005, 0.0, 0.0, 0.0)
 METHODS = {"uniq": UniqWeight(2, "channel"), "n2uq": N2uqWeight(2), "lsq": LsqWeight(3)}
@@ -207,7 +207,7 @@ def test_by_default_nothing_of_it_is_in_the_step():
     assert program.oscillation is None
     state = start.abstract_state(run.builder(phase), program, run.mesh)
     assert state.oscillation is None
-    from uniq_jax.train.state import train_step
+    from uniq_jax.train.step import train_step
 
     batch = {
         "image": jax.ShapeDtypeStruct((32, 8, 8, 1), jnp.uint8),

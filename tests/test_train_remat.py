@@ -15,8 +15,10 @@ from uniq_jax import config as c
 from uniq_jax import quantize, rules
 from uniq_jax.models.resnet import BasicBlock
 from uniq_jax.train import remat, start
+from uniq_jax.train.network import Network, split
 from uniq_jax.train.run import Run
-from uniq_jax.train.state import Network, TrainState, split, train_step
+from uniq_jax.train.state import TrainState
+from uniq_jax.train.step import train_step
 
 # Most of the time is compilation.
 QUICKLY = {"xla_backend_optimization_level": 0}

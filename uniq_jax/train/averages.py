@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from uniq_jax.train.state import Arrays, Program, join, split
+from uniq_jax.train.network import Arrays, join, split
+from uniq_jax.train.state import Program
 
 
 def batch_statistics(

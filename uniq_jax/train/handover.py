@@ -22,8 +22,8 @@ from uniq_jax.nn import ActivationQuantizer, WeightQuantizer
 from uniq_jax.spec import ConfigError, PhaseSpec
 from uniq_jax.train import sources, start
 from uniq_jax.train.checkpoints import read_model
+from uniq_jax.train.network import join
 from uniq_jax.train.run import Run
-from uniq_jax.train.state import join
 
 # The keys of a phase that decide about its quantizers.
 _KEYS = ("method", "weight_bits", "activation_bits", "granularity", "quantize_shortcut")

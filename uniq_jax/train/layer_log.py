@@ -10,8 +10,9 @@ import jax
 from uniq_jax.spec import PhaseSpec
 from uniq_jax.train import compilation, layer_metrics, layer_summary, sharding
 from uniq_jax.train.logs import MetricsWriter, write_json
+from uniq_jax.train.network import Teacher
 from uniq_jax.train.run import Run
-from uniq_jax.train.state import Program, Teacher, TrainState
+from uniq_jax.train.state import Program, TrainState
 
 LAYERS_FILE = "layers.json"
 

@@ -16,16 +16,9 @@ import optax
 from flax import nnx
 
 from uniq_jax.nn import ActivationMethod, QuantLayer
-from uniq_jax.train.state import (
-    Arrays,
-    Network,
-    Program,
-    Teacher,
-    TrainState,
-    join,
-    split,
-    train_step,
-)
+from uniq_jax.train.network import Arrays, Network, Teacher, join, split
+from uniq_jax.train.state import Program, TrainState
+from uniq_jax.train.step import train_step
 
 HISTOGRAM_BINS = 192
 

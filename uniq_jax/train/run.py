@@ -26,16 +26,9 @@ from uniq_jax.train import (
     start,
     teacher,
 )
-from uniq_jax.train.state import (
-    Arrays,
-    Network,
-    Program,
-    Teacher,
-    TrainState,
-    eval_step,
-    quantizer_state,
-    train_step,
-)
+from uniq_jax.train.network import Arrays, Network, Teacher, quantizer_state
+from uniq_jax.train.state import Program, TrainState
+from uniq_jax.train.step import eval_step, train_step
 
 _logger = logging.getLogger(__name__)
 

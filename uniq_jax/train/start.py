@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from uniq_jax import interop, models, nn
 from uniq_jax.spec import ModelSpec, PhaseSpec
 from uniq_jax.train import checkpoints, oscillation, sharding, sources
-from uniq_jax.train.state import Arrays, Program, TrainState, split
+from uniq_jax.train.network import Arrays, split
+from uniq_jax.train.state import Program, TrainState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from uniq_jax import models
 from uniq_jax.spec import ModelSpec, PhaseSpec
 from uniq_jax.train import sharding, start
-from uniq_jax.train.state import Network, Teacher, join
+from uniq_jax.train.network import Network, Teacher, join
 
 
 def read(

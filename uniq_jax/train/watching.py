@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from uniq_jax.train.network import Arrays, Network, Teacher, join
 from uniq_jax.train.run import Run
-from uniq_jax.train.state import Arrays, Network, Program, Teacher, TrainState, join
+from uniq_jax.train.state import Program, TrainState
 
 # Attributes of a watched module: its path, and the worst that went in and that came out.
 _PATH, _INPUT, _OUTPUT = "watched_path", "watched_input", "watched_output"
