@@ -7,6 +7,9 @@ import json
 import pytest
 from rich.console import Console
 
+from uniq_jax import config as c
+from uniq_jax.spec import to_json
+from uniq_jax.train import loop
 from uniq_jax.train.result import Result, table
 
 RESULT = Result(
@@ -126,3 +129,18 @@ def test_a_long_path_is_kept_whole():
 def test_results_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         RESULT.seed = 1  # type: ignore[misc]
+
+
+def test_a_workdir_is_of_its_config_once_something_was_trained_there(tmp_path):
+    """A run that ended before, because it did not fit in memory say, binds nobody."""
+    config = c.base()
+    config.model.name, config.model.options = "resnet8", {"width": 4}
+    config.phases = ("float",)
+    config.float = c.phase("float")
+    spec = c.run_spec(config)
+    (tmp_path / "config.json").write_text(json.dumps({**to_json(spec), "seed": 9}))
+    with pytest.raises(FileNotFoundError, match="has no checkpoint"):
+        loop.evaluate(spec, tmp_path, Console())
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"config\.seed: 9 there, 0 now"):
+        loop.evaluate(spec, tmp_path, Console())

@@ -15,7 +15,7 @@ from uniq_jax import deploy
 from uniq_jax.spec import PhaseSpec, RunSpec, differences, to_json
 from uniq_jax.train import environment, handover, preemption, processes, source_digests, start
 from uniq_jax.train.checkpoints import Checkpoints
-from uniq_jax.train.logs import MetricsWriter, remove_torn_files, write_json
+from uniq_jax.train.logs import METRICS_FILE, MetricsWriter, remove_torn_files, write_json
 from uniq_jax.train.phase import Outcome, train_phase
 from uniq_jax.train.progress import say
 from uniq_jax.train.result import RESULT_FILE, Result
@@ -135,17 +135,26 @@ def _abstract_state(run: Run, phase: PhaseSpec) -> TrainState:
 
 def _check_workdir(spec: RunSpec, workdir: Path) -> None:
     path = workdir / CONFIG_FILE
-    if not path.exists():
+    if not path.exists() or not _has_begun(workdir):
         return
-    then, now = json.loads(path.read_text()), to_json(spec)
+    configs = json.loads(path.read_text()), to_json(spec)
     # It may go on on other devices: batches, and their order, are those of all devices together.
-    changed = differences({**then, "mesh": {}}, {**now, "mesh": {}})
+    then, now = ({**config, "mesh": {}, "memory_limit_gib": 0} for config in configs)
+    changed = differences(then, now)
     if changed:
         shown = "\n  ".join(changed[:10])
         raise ValueError(
             f"workdir (={str(workdir)!r}) holds a run of another config; give this one a directory "
             f"of its own, or remove that one. What differs:\n  {shown}"
         )
+
+
+def _has_begun(workdir: Path) -> bool:
+    """Whether something was trained there: a run may have ended before, out of memory for one."""
+    metrics = workdir / METRICS_FILE
+    if metrics.exists() and metrics.stat().st_size:
+        return True
+    return any(path.name.isdigit() for path in workdir.glob("*/checkpoints/*"))
 
 
 def _result(run: Run, workdir: Path, outcomes: Mapping[str, Outcome]) -> Result:
