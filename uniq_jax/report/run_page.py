@@ -17,7 +17,7 @@ _OVER_TRAINING = (
     ("inputs: last threshold", ("input_threshold_last",)),
     ("weights: norm of the step's gradient", ("weight_step_gradient",)),
     (
-        "inputs: norm of the gradient of what is learned",
+        "inputs: norm of the gradient",
         ("input_step_gradient", "input_clip_gradient", "input_intervals_gradient"),
     ),
 )
