@@ -52,6 +52,7 @@ def get_config(arg=None):
     )
     config.checkpoint_every_steps = 0
     config.log_every_steps = 1
+    config.layer_metrics_every_steps = 0
     config.tensorboard = False
     return config
 

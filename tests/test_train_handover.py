@@ -14,7 +14,7 @@ from rich.console import Console
 from uniq_jax import config as c
 from uniq_jax import nn, recipes
 from uniq_jax.spec import ConfigError
-from uniq_jax.train import handover, sources, start
+from uniq_jax.train import handover, preemption, sources, start
 from uniq_jax.train.checkpoints import read_model
 from uniq_jax.train.logs import read_metrics
 from uniq_jax.train.network import split
@@ -140,7 +140,12 @@ def switched(tmp_path_factory):
         directory = tmp_path_factory.mktemp(method)
         given = handover.Source(lambda: source, stale)
         program, console = run.program(new), Console(file=io.StringIO())
-        return run, new, source, _first_state(run, new, program, directory, given, console)
+        return (
+            run,
+            new,
+            source,
+            _first_state(run, new, program, directory, given, console, preemption.never),
+        )
 
     return of
 

@@ -1,5 +1,6 @@
 """Tests of uniq_jax.train.logs."""
 
+import contextlib
 import errno
 import json
 import math
@@ -52,13 +53,15 @@ def _scalars(directory):
     return rows
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk():
     """Lets no file grow beyond 100 bytes, as a full disk would: part of a write gets through."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_floats_read_back_bit_for_bit(tmp_path):
@@ -251,10 +254,10 @@ def test_no_tensorboard_no_event_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_full_disk_names_the_file_and_the_next_write_is_whole(tmp_path, small_disk):
+def test_full_disk_names_the_file_and_the_next_write_is_whole(tmp_path):
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
         writer.write("float", 1, {"loss": 0.5})
-        with pytest.raises(OSError, match=r"metrics\.jsonl") as caught:
+        with small_disk(), pytest.raises(OSError, match=r"metrics\.jsonl") as caught:
             writer.write("float", 2, {f"loss_{index}": 0.5 for index in range(20)})
         assert caught.value.errno == errno.EFBIG
         assert (tmp_path / "metrics.jsonl").stat().st_size == 100  # a part got through
@@ -273,10 +276,10 @@ def test_write_json_reads_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_write_json_on_a_full_disk_keeps_the_old_file(tmp_path, small_disk):
+def test_write_json_on_a_full_disk_keeps_the_old_file(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"old": 1})
-    with pytest.raises(OSError, match=r"'.*/x\.json'"):
+    with small_disk(), pytest.raises(OSError, match=r"'.*/x\.json'"):
         write_json(path, list(range(100)))
     assert json.loads(path.read_text()) == {"old": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]

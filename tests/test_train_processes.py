@@ -49,6 +49,7 @@ def get_config(arg=None):
         config.float = c.phase("float", total_epochs=args.epochs)
     config.init_from = args.teacher
     config.log_every_steps = 1
+    config.layer_metrics_every_steps = 0
     config.checkpoint_every_steps = 1
     return config
 """
