@@ -67,7 +67,7 @@ def images(count=16, seed=1, shape=SHAPE):
 )
 def test_codes_and_logits_are_those_of_evaluation(method, weight_bits, activation_bits, options):
     model = network(method, weight_bits, activation_bits, **options)
-    frozen = deploy.freeze(model, SHAPE)
+    frozen = uniq_jax.freeze(model, SHAPE)
     found = deploy.verify(model, frozen, [images(), images(seed=2)])
     assert found.mismatches == 0, found.summary()
     assert found.codes > 10_000

@@ -15,21 +15,22 @@ PACKAGE = "uniq_jax"
 BELOW_TRAIN = ("quantizers", "nn", "rules", "quantization", "models", "interop", "data", "spec")
 ALLOWED_ROOMS = {
     "quantizers": (),
-    "nn": ("quantizers",),
+    "exact": (),
+    "nn": ("quantizers", "exact"),
     "rules": ("nn", "quantizers"),
     "quantization": ("rules", "nn", "quantizers"),
     "linen": ("nn", "quantizers"),
     "qwix": ("linen", "quantization", "rules", "nn", "quantizers"),
     "summarize": ("quantization", "rules", "nn", "quantizers"),
     # A network of the papers is a float one and the rules of its method.
-    "models": ("quantization", "rules", "nn"),
+    "models": ("exact", "quantization", "rules", "nn"),
     "interop": ("models", "nn"),
     "data": (),
     "spec": (),
     "config": ("spec",),
     "curriculum": ("spec",),
     "recipes": ("config", "curriculum", "spec"),
-    "deploy": ("quantizers", "nn", "models"),
+    "deploy": ("quantizers", "exact", "nn", "models"),
     # A run ends with what its network costs where it is deployed.
     "train": (*BELOW_TRAIN, "deploy"),
     "plots": ("quantizers",),

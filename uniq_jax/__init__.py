@@ -5,6 +5,7 @@ uniq_jax.nn            Flax NNX layers that own learned quantizer state
 uniq_jax.quantize      quantizes any NNX model by rules (uniq_jax.rules)
 uniq_jax.dequantize    puts the float layers back
 uniq_jax.calibrate     initial quantizer parameters from weights and data
+uniq_jax.freeze        the exact integer network of a model (uniq_jax.deploy)
 uniq_jax.summary       shapes, widths, operations and bytes, layer by layer
 uniq_jax.linen         the layers, and calibrate, for Flax Linen
 uniq_jax.qwix          the quantizers as a provider of qwix; needs the extra uniq_jax[qwix]
@@ -17,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uniq_jax.deploy import freeze as freeze
     from uniq_jax.nn import calibrate as calibrate
     from uniq_jax.quantization import dequantize as dequantize
     from uniq_jax.quantization import quantize as quantize
@@ -30,6 +32,7 @@ _LAZY = {
     "Rule": "uniq_jax.rules",
     "calibrate": "uniq_jax.nn",
     "dequantize": "uniq_jax.quantization",
+    "freeze": "uniq_jax.deploy",
     "quantize": "uniq_jax.quantization",
     "summary": "uniq_jax.summarize",
 }

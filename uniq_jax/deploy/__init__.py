@@ -1,12 +1,41 @@
-"""From a trained model to an integer network: freeze, check, save, and what it costs."""
+"""From a trained model to an integer network: freeze, check, save, and what it costs.
 
-from uniq_jax.deploy.freeze import freeze as freeze
+Loading a frozen network and calling it needs jax, numpy and safetensors only; what looks at models
+is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from uniq_jax.deploy.network import About as About
 from uniq_jax.deploy.network import FrozenNetwork as FrozenNetwork
 from uniq_jax.deploy.packed_file import load as load
 from uniq_jax.deploy.packed_file import save as save
-from uniq_jax.deploy.size import Size as Size
-from uniq_jax.deploy.size import model_size as model_size
-from uniq_jax.deploy.verify import LayerCheck as LayerCheck
-from uniq_jax.deploy.verify import Verification as Verification
-from uniq_jax.deploy.verify import verify as verify
+
+if TYPE_CHECKING:
+    from uniq_jax.deploy.freezing import freeze as freeze
+    from uniq_jax.deploy.size import Size as Size
+    from uniq_jax.deploy.size import model_size as model_size
+    from uniq_jax.deploy.verification import LayerCheck as LayerCheck
+    from uniq_jax.deploy.verification import Verification as Verification
+    from uniq_jax.deploy.verification import verify as verify
+
+# Flax imports optax.
+_LAZY = {
+    "LayerCheck": "verification",
+    "Size": "size",
+    "Verification": "verification",
+    "freeze": "freezing",
+    "model_size": "size",
+    "verify": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from uniq_jax import exact
 from uniq_jax.deploy import integers
 from uniq_jax.deploy.graph import Graph, Node
-from uniq_jax.nn import exact, levels
 
 Operation = Callable[..., jax.Array]
 
@@ -42,7 +42,7 @@ def _reduce_window_max(node: Node, x: jax.Array) -> jax.Array:
 
 def _rescale(node: Node, sums: jax.Array, scale: jax.Array) -> jax.Array:
     del node
-    return levels.rescale(sums.astype(scale.dtype), scale)
+    return exact.rescale(sums.astype(scale.dtype), scale)
 
 
 def convolve(node: Node, x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:

@@ -54,7 +54,7 @@ _OTHERS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
-# Functions of `uniq_jax.nn.exact` that are one node each, by the name under which JAX traces them.
+# Functions of `uniq_jax.exact` that are one node each, by the name under which JAX traces them.
 _NAMED = {
     "exact_prelu": "prelu",
     "exact_mean": "mean_pixels",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from uniq_jax.nn import exact_prelu
+from uniq_jax.exact import exact_prelu
 
 # What makes an activation for so many channels.
 ActivationFactory = Callable[..., Callable[[jax.Array], jax.Array]]

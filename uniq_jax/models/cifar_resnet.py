@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from uniq_jax.exact import exact_mean
 from uniq_jax.models.blocks import batch_norm, cifar_stages, convolution, dense
 from uniq_jax.models.resnet import BasicBlock
-from uniq_jax.nn import exact_mean
 
 
 class CifarResNet(nnx.Module):

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from uniq_jax.exact import exact_mean
 from uniq_jax.models.activations import ActivationFactory, BiasedPRelu, identity, relu6
 from uniq_jax.models.blocks import batch_norm, convolution, dense
-from uniq_jax.nn import exact_mean
 
 # Expansion, channels, blocks, and stride of the first of them (table 2 of the paper).
 _STAGES = (

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from uniq_jax.exact import exact_mean
 from uniq_jax.models.blocks import batch_norm, convolution, dense, imagenet_stages, max_pool
-from uniq_jax.nn import exact_mean
 
 
 class PreactBlock(nnx.Module):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from uniq_jax.exact import exact_mean
 from uniq_jax.models.activations import ActivationFactory, BiasedPRelu, identity, relu
 from uniq_jax.models.blocks import batch_norm, convolution, dense, imagenet_stages, max_pool
-from uniq_jax.nn import exact_mean
 
 
 class _Block(nnx.Module):

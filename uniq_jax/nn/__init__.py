@@ -9,8 +9,6 @@ from uniq_jax.nn.calibrate import calibrate as calibrate
 from uniq_jax.nn.calibrate import calibrate_weights as calibrate_weights
 from uniq_jax.nn.conv import QuantConv as QuantConv
 from uniq_jax.nn.einsum import QuantEinsum as QuantEinsum
-from uniq_jax.nn.exact import exact_mean as exact_mean
-from uniq_jax.nn.exact import exact_prelu as exact_prelu
 from uniq_jax.nn.layer import QuantLayer as QuantLayer
 from uniq_jax.nn.linear import QuantLinear as QuantLinear
 from uniq_jax.nn.linear import QuantLinearGeneral as QuantLinearGeneral

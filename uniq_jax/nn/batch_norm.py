@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from uniq_jax.nn import levels
+from uniq_jax import exact
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -56,7 +56,7 @@ class BatchNorm(nnx.BatchNorm):
         kept = {axis % x_.ndim for axis in axes}
         shape = [n if i in kept else 1 for i, n in enumerate(x_.shape)]
         factor = inverse_deviation(var, self.epsilon, scale)
-        y = levels.rescale(x_ - mean.reshape(shape), factor.reshape(shape))
+        y = exact.rescale(x_ - mean.reshape(shape), factor.reshape(shape))
         return y if bias is None else y + bias.reshape(shape)
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 
+from uniq_jax import exact
 from uniq_jax.nn import levels
 from uniq_jax.nn.methods import Method, Parameters
 
@@ -107,7 +108,7 @@ def product(
         one = jnp.zeros((), inputs.dtype)
         input_scale = _levels(activation.method, one, activation.parameters)[1]
     if weight is None:
-        values = levels.rescale(traced, input_scale)
+        values = exact.rescale(traced, input_scale)
         return multiply(values, kernel.astype(inputs.dtype), preferred_element_type=dtype)
     with jax.ensure_compile_time_eval():
         columns = weight.to_columns(kernel)

@@ -94,15 +94,6 @@ def accumulate(
     return jnp.where(lost, jnp.nan, total.astype(activations.dtype))
 
 
-def rescale(sums: jax.Array, scale: jax.Array) -> jax.Array:
-    """`sums * scale`, rounded once here, whatever follows.
-
-    Compilers fuse a product into the sum that follows it, with one rounding for both, or don't,
-    depending on what surrounds them. The maximum, which changes no finite number, is in the way.
-    """
-    return jnp.maximum(sums * scale, jnp.finfo(sums.dtype).min)
-
-
 def _factor(grid: Grid) -> int:
     return 2 if grid.has_half_levels else 1
 

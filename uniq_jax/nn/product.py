@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from uniq_jax import exact as exactly
 from uniq_jax.nn import levels
 from uniq_jax.nn.methods import ActivationMethod, Parameters, WeightMethod
 
@@ -116,7 +117,7 @@ def _product_of_levels(
         scale = (input_scale * kernel_scale).reshape(-1)
         if place_scale is not None and scale.size > 1:
             scale = place_scale(scale)
-        return levels.rescale(sums, scale).astype(dtype or inputs.dtype)
+        return exactly.rescale(sums, scale).astype(dtype or inputs.dtype)
 
     evaluate = jax.custom_vjp(of_levels)
     evaluate.defvjp(

@@ -1,13 +1,20 @@
 """Operations of float networks in a written order, so that every program finds the same bits.
 
-A network that is quantized takes a code from what these compute. Each is a program of its own to
-JAX's tracing, under its name, by which `uniq_jax.freeze` knows it.
+A network that is quantized takes a code from what these compute. Those that are jitted are programs
+of their own to JAX's tracing, under their names, by which `uniq_jax.freeze` knows them.
 """
 
 import jax
 import jax.numpy as jnp
 
-from uniq_jax.nn import levels
+
+def rescale(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """`x * scale`, rounded once here, whatever follows.
+
+    Compilers fuse a product into the sum that follows it, with one rounding for both, or don't,
+    depending on what surrounds them. The maximum, which changes no finite number, is in the way.
+    """
+    return jnp.maximum(x * scale, jnp.finfo(x.dtype).min)
 
 
 @jax.jit
@@ -23,7 +30,7 @@ def exact_prelu(x: jax.Array, slope: jax.Array) -> jax.Array:
       >>> exact_prelu(jnp.array([-2.0, 3.0]), jnp.array([0.25, 0.25])).tolist()
       [-0.5, 3.0]
     """
-    return jnp.where(x > 0, x, levels.rescale(x, slope))
+    return jnp.where(x > 0, x, rescale(x, slope))
 
 
 @jax.jit
@@ -50,4 +57,4 @@ def exact_mean(x: jax.Array) -> jax.Array:
     total = jax.lax.index_in_dim(rows, 0, 1, keepdims=False)
     for j in range(1, width):
         total = total + jax.lax.index_in_dim(rows, j, 1, keepdims=False)
-    return levels.rescale(total, jnp.asarray(1 / (height * width), total.dtype))
+    return rescale(total, jnp.asarray(1 / (height * width), total.dtype))
