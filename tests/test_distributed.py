@@ -3,10 +3,10 @@
 `make distributed` runs this: the config of N2UQ's ResNet-18, by both methods, with a teacher,
 through the command and the real reading path. It takes minutes, and prints what it compares.
 
-The two sum over devices in another order. In float32 the last bit of a batch norm's mean puts a few
-of millions of activations on the other side of a threshold: the first losses agree to 1e-7, but the
-first gradients to 1e-4 only, and the next steps part. In float64 there is no such activation: there,
-the first step's loss and every array of its gradient must agree to 1e-5.
+The two sum over devices in another order. In float32 the last bit of a batch norm's mean puts a
+few of millions of activations on the other side of a threshold: the first losses agree to 1e-7, but
+the first gradients to 1e-4 only, and the next steps part. In float64 there is no such activation:
+there, the first step's loss and every array of its gradient must agree to 1e-5.
 """
 
 import json
