@@ -7,8 +7,8 @@ usage() {
 Usage: launch/tpu_vm.sh --name=TPU --zone=ZONE [OPTIONS] -- ARGUMENTS
 
 ARGUMENTS are those of uniq_jax.main. The same command runs on every worker, where JAX finds the
-others by itself. --workdir and the data must be on a file system that all workers mount: Filestore,
-or a bucket by gcsfuse.
+others by itself. --workdir and the data must be on a file system that all workers mount, Filestore
+for example.
 
   --name=TPU       of the TPU VM
   --zone=ZONE      where it is
