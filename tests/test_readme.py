@@ -22,7 +22,6 @@ def test_python_blocks_run(page, capsys, tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, page, "exec"), namespace)
     printed = capsys.readouterr().out
-    assert printed
     assert printed in text
 
 
