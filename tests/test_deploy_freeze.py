@@ -85,7 +85,7 @@ def test_a_mismatch_is_counted_and_named():
     model = network("uniq", 2, 2)
     frozen = deploy.freeze(model, SHAPE)
     name = next(n.inputs[1] for n in frozen.graph.nodes if n.operation == "encode_sums")
-    moved = {**frozen.arrays, name: frozen.arrays[name] + 3}
+    moved = {**frozen.arrays, name: jnp.full_like(frozen.arrays[name], -(2**30))}
     found = deploy.verify(model, dataclasses.replace(frozen, arrays=moved), [images()])
     assert found.mismatches > 0
     assert "layer1/0/conv2" in found.summary()

@@ -74,7 +74,11 @@ def test_the_same_network_gives_the_same_bytes_and_no_other_file(frozen, file):
 
 def test_codes_are_dense(frozen, file):
     arrays = safetensors.numpy.load_file(file)
-    node = next(n for n in frozen.graph.nodes if n.layer == "layer2/0/conv2")
+    node = next(n for n in reversed(frozen.graph.nodes) if n.operation == "integer_product")
+    kernel = frozen.arrays[node.inputs[1]]
+    assert node["weight"] == (8, 127.5)
+    assert arrays[node.inputs[1]].size == kernel.size
+    node = next(n for n in frozen.graph.nodes if dict(n.attributes).get("weight") == (3, 3.5))
     kernel = frozen.arrays[node.inputs[1]]
     assert arrays[node.inputs[1]].size == -(-kernel.size * 3 // 8)
 

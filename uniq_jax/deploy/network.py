@@ -38,10 +38,14 @@ class About:
         return centred / np.asarray(self.std, np.float32)
 
 
+# Compared by identity, so that `jax.jit` takes a network for a function; its arrays are constants
+# of the compiled program then, which is the fastest form.
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class FrozenNetwork:
     """An integer network, made by `uniq_jax.freeze`; needs neither the model nor the trainer.
+
+    `jax.jit(network)` compiles it; as a pytree it can also be an argument of what is compiled.
 
     Attributes:
       graph: its operations; static under JAX's transformations.

@@ -72,7 +72,7 @@ def save(network: FrozenNetwork, path: str | os.PathLike[str]) -> int:
         "about": json.dumps(dataclasses.asdict(network.about)),
     }
     metadata["checksum"] = _checksum(metadata, arrays)
-    data = safetensors.numpy.save(arrays, metadata)
+    data = _with_metadata(safetensors.numpy.save(arrays), metadata)
     _write(Path(path), data)
     return len(data)
 
@@ -90,6 +90,15 @@ def load(path: str | os.PathLike[str]) -> FrozenNetwork:
         return _network(metadata, arrays)
     except _Refused as error:
         raise ValueError(f"{path} {error}") from error
+
+
+def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
+    """The file with metadata in its header, whose order safetensors itself leaves to chance."""
+    size = int.from_bytes(data[:8], "little")
+    header = {"__metadata__": dict(metadata), **json.loads(data[8 : 8 + size])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 class _Refused(ValueError):
