@@ -37,10 +37,10 @@ from uniq_jax import main
 from uniq_jax.train import run
 
 out, rows = sys.argv.pop(1), []
-compiled = run.Run.train_step
+compiled = run.Run.compiled_step
 
-def train_step(self, program, state):
-    step_fn = compiled(self, program, state)
+def compiled_step(self, *arguments):
+    step_fn, line = compiled(self, *arguments)
 
     def step(state, batch, teacher):
         here = {}
@@ -59,9 +59,9 @@ def train_step(self, program, state):
             json.dump([jax.process_count(), len(jax.devices()), rows], file)
         return new, metrics
 
-    return step
+    return step, line
 
-run.Run.train_step = train_step
+run.Run.compiled_step = compiled_step
 sys.argv[0] = "uniq_jax.main"
 main.run()
 """
@@ -98,6 +98,7 @@ def train(directory, method, processes, data_dir, teacher_file, *, steps=STEPS, 
         f"--config.data.eval_batch_size={4 if steps == 1 else 20}",
         "--config.log_every_steps=1",
         "--config.checkpoint_every_steps=0",
+        "--config.layer_metrics_every_steps=0",
         f"--config.eval_every_epochs={epochs}",
         "--config.tensorboard=False",
         f"--config.model.dtype={dtype}",
