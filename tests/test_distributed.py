@@ -7,8 +7,8 @@ The two sum over devices in another order. In float32 the last bit of a batch no
 few of millions of activations on the other side of a threshold: the first losses agree to 1e-7, but
 the first gradients to 1e-4 only, and the next steps part. In float64 there is no such activation,
 unless sums of integers meet their own mean, where a fresh batch norm puts the ReLU's corner: UniQ
-starts there from biases that are not zero. Then the first step's loss and every array of its gradient
-must agree to 1e-5.
+starts there from biases that are not zero. Then the first step's loss and every array of its
+gradient must agree to 1e-5.
 """
 
 import json
