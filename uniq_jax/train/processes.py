@@ -133,8 +133,7 @@ def make_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
         sign.touch()
     barrier("workdir")
     blind = np.flatnonzero(_gathered(int(not _is_seen(sign))))
-    if is_first():
-        sign.unlink()
+    on_first(sign.unlink)
     if blind.size:
         raise ValueError(
             f"workdir (={str(workdir)!r}) must be a directory that all processes share, on a "
