@@ -5,7 +5,7 @@ through the command and the real reading path. It takes minutes, and prints what
 
 The two sum over devices in another order. In float32 the last bit of a batch norm's mean puts a
 few of millions of activations on the other side of a threshold: the first losses agree to 1e-7, but
-the first gradients to 1e-4 only, and the next steps part. In float64 there is no such activation,
+the first gradients' norms to 1e-3 only, and the next steps part. In float64 there is none,
 unless sums of integers meet their own mean, where a fresh batch norm puts the ReLU's corner: UniQ
 starts there from biases that are not zero. Then the first step's loss and every array of its
 gradient must agree to 1e-5. One thing is left to chance: where two sums of UniQ's 8-bit first layer
