@@ -24,7 +24,9 @@ _MOST_BITS = 5
 _PRODUCTS = ("conv_general_dilated", "dot_general")
 
 
-def freeze(model: nnx.Module, image_shape: tuple[int, ...]) -> FrozenNetwork:
+def freeze(
+    model: nnx.Module, image_shape: tuple[int, ...], *, integer_thresholds: bool = True
+) -> FrozenNetwork:
     """The integer network that a quantized model is in evaluation.
 
     Every product of two quantized operands becomes one of int8 codes with int32 sums. Where a layer
@@ -36,6 +38,8 @@ def freeze(model: nnx.Module, image_shape: tuple[int, ...]) -> FrozenNetwork:
     Args:
       model: quantized by `uniq_jax.quantize`, in float32; it stays as it is.
       image_shape: of one input, (height, width, channels).
+      integer_thresholds: False keeps the float32 operations between sums and quantizers
+        everywhere. Codes are the same; formats that know steps, not thresholds, want this form.
 
     Returns:
       The network, which needs the model no more.
@@ -61,7 +65,9 @@ def freeze(model: nnx.Module, image_shape: tuple[int, ...]) -> FrozenNetwork:
     evaluated.eval()
     traced = trace(evaluated, image_shape)
     graph, arrays = _with_integers(traced)
-    graph, arrays = pruned(_with_sum_thresholds(graph, arrays), arrays)
+    if integer_thresholds:
+        graph = _with_sum_thresholds(graph, arrays)
+    graph, arrays = pruned(graph, arrays)
     return FrozenNetwork(graph=graph, arrays={k: jnp.asarray(v) for k, v in arrays.items()})
 
 
