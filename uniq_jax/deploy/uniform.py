@@ -36,6 +36,8 @@ def uniform_step(thresholds: np.ndarray, offset: float) -> np.float32 | None:
     codes = np.arange(1, count + 1)
     factors = (codes - 0.5 - offset).astype(np.float32)
     estimate = np.float32(thresholds[-1] / factors[-1])
+    # Where denormal numbers count as zero, the smallest number on a threshold at zero is one.
+    thresholds = np.where(np.abs(thresholds) < np.finfo(np.float32).tiny, 0, thresholds)
     if not np.isfinite(estimate) or estimate <= 0:
         return None
     for ulps in sorted(range(-_ULPS, _ULPS + 1), key=abs):
