@@ -32,7 +32,7 @@ ALLOWED_ROOMS = {
     "recipes": ("config", "curriculum", "spec"),
     "deploy": ("quantizers", "exact", "nn", "models"),
     # A run ends with what its network costs where it is deployed.
-    "train": (*BELOW_TRAIN, "deploy"),
+    "train": (*BELOW_TRAIN, "exact", "deploy"),
     "plots": ("quantizers",),
     "report": ("quantizers", "plots"),
     "main": (*BELOW_TRAIN, "config", "train", "deploy", "plots", "report"),
