@@ -35,6 +35,7 @@ ALLOWED_ROOMS = {
     "train": (*BELOW_TRAIN, "exact", "deploy"),
     "plots": ("quantizers",),
     "report": ("quantizers", "plots"),
+    "predict": ("data", "deploy"),
     "main": (*BELOW_TRAIN, "config", "train", "deploy", "plots", "report"),
 }
 
@@ -62,13 +63,14 @@ ALLOWED_PACKAGES = {
     "matplotlib": ("plots", "report"),
     "ml_collections": ("config", "main"),
     "absl": ("data", "main"),
-    "rich": ("summarize", "data", "train", "main", "report"),
+    "rich": ("summarize", "data", "train", "main", "report", "predict"),
     "tensorboardX": ("train",),
     "sklearn": ("data",),
     "PIL": ("data",),
     "cv2": ("data",),
     "simplejpeg": ("data",),
     "onnx": ("deploy",),
+    "onnxruntime": ("predict",),
 }
 
 # The quantizers are for anyone: for them, what is named is all.

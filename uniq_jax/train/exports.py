@@ -158,10 +158,10 @@ def table(exported: Exported) -> Table:
 def epilogues(layers: Mapping[str, str]) -> str:
     """How many layers have a float epilogue, and why; one line."""
     if not layers:
-        return "float epilogues: none"
+        return "layers with a float epilogue: none"
     reasons = Counter(output.partition("float epilogue: ")[2] for output in layers.values())
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    return f"float epilogues: {len(layers)} layers ({counts}); {EXPORT_FILE} lists them"
+    return f"layers with a float epilogue: {len(layers)} ({counts}); {EXPORT_FILE} lists them"
 
 
 def _export(
