@@ -30,7 +30,7 @@ demo: demo-plan $(CORE) ## train, quantize, freeze and try a small network on th
 	@$(RUN) -m uniq_jax.main --config=configs/digits_w2a2.py --workdir=runs/demo
 	@echo
 	@echo "What the integer network sees in test images it was not trained on:"
-	@echo "    python -m uniq_jax.predict --top=2 --benchmark $(DEMO_MODEL) $(DEMO_IMAGES)"
+	@echo "    $(PY) -m uniq_jax.predict --top=2 --benchmark $(DEMO_MODEL) $(DEMO_IMAGES)"
 	@echo
 	@$(RUN) -m uniq_jax.predict --top=2 --benchmark $(DEMO_MODEL) $(DEMO_IMAGES)
 

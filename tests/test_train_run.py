@@ -31,6 +31,7 @@ def get_config(arg=None):
     config.checkpoint_every_steps = 4
     config.log_every_steps = 1
     config.layer_metrics_every_steps = 6
+    config.export.formats = ""
     return config
 """
 

@@ -43,8 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         model = open_model(parsed.model)
         paths = find_images(parsed.images)
-        found = _predict(model, paths, parsed.top, parsed.batch_size)
-        times = _benchmark(model, parsed.batch_size) if parsed.benchmark else {}
+        # Every size of a batch takes a compilation.
+        size = min(parsed.batch_size, len(paths)) or parsed.batch_size
+        found = _predict(model, paths, parsed.top, size)
+        times = _benchmark(model, size) if parsed.benchmark else {}
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -92,7 +94,7 @@ def _predict(
     # A batch at a time, so that any number of images fits in memory.
     for start in range(0, len(paths), batch_size):
         images = [read_image(path, model) for path in paths[start : start + batch_size]]
-        logits = model.logits(np.stack(images), batch_size=min(batch_size, len(paths)))
+        logits = model.logits(np.stack(images), batch_size=batch_size)
         found += [model.predictions(row, top) for row in logits]
     return found
 
