@@ -17,7 +17,7 @@ import uniq_jax
 from uniq_jax import data, deploy, predict, rules
 from uniq_jax.predict.__main__ import main
 
-LABELS = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
+LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ABOUT = deploy.About("a small network", LABELS, (77.8,), (95.8,))
 
 
