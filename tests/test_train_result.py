@@ -90,10 +90,10 @@ def test_table_of_a_frozen_network():
     lines = _render(**frozen, **times)
     assert lines[8:10] == [
         "packed file                    25.0 KB   12.5x smaller",
-        "one image          1.50 ms     0.50 ms     3.0x faster",
+        "one image, JAX     1.50 ms     0.50 ms     3.0x faster",
     ]
     assert "integers  mismatching codes: 0 of 1000" in lines
-    assert _row("one image", float_ms=0.5, integer_ms=0.6)[-2:] == ["1.2x", "slower"]
+    assert _row("one image, JAX", float_ms=0.5, integer_ms=0.6)[-2:] == ["1.2x", "slower"]
     (line,) = [x for x in _render(not_exported="it has [no] layers") if x.startswith("no export")]
     assert line.endswith("it has [no] layers")
 

@@ -142,6 +142,21 @@ def test_eval_finds_the_accuracy_of_training(finished, config_file, run_main):
     assert "on 360 examples" in process.stdout
 
 
+def test_export_writes_what_it_is_told_to(finished, config_file, run_main):
+    workdir, _ = finished
+    arguments = (f"--config={config_file}", f"--workdir={workdir}", "--mode=export")
+    process = run_main(*arguments)
+    assert process.returncode == 1
+    assert "config.export.formats (='') must name a format" in process.stderr
+    process = run_main(*arguments, "--config.export.formats=packed", "--config.export.batch=4")
+    assert process.returncode == 0, process.stderr
+    lines = [line.strip() for line in process.stdout.splitlines()]
+    check = json.loads((workdir / "export" / "export.json").read_text())["check"]
+    assert (check["images"], check["mismatches"]) == (360, 0)
+    assert f"mismatching codes: 0 of {check['codes']}" in lines
+    assert (workdir / "export" / "model.safetensors").stat().st_size > 1000
+
+
 def test_killed_anywhere_it_resumes_bit_for_bit(finished, config_file, tmp_path, quick_compilation):
     """Killed in the first phase and between checkpoints of the second."""
     undisturbed, _ = finished
@@ -258,7 +273,7 @@ def test_a_workdir_of_another_config_is_refused(finished, config_file, run_main)
         ("--config.init_from=/no/such", "config.init_from (='/no/such') does not exist"),
         ("--config.data.batch_size=400", "config.data.batch_size (=400) must be at most"),
         ("--config.mesh.data=3", "must multiply to the number of devices"),
-        ("--mode=trane", "<train|eval>"),
+        ("--mode=trane", "<train|eval|export>"),
         ("--mode=eval", "has no checkpoint to evaluate"),
         ("--wrkdir=x", "Unknown command line flag 'wrkdir'"),
         ("stray", "unexpected arguments: stray"),

@@ -128,7 +128,7 @@ def table(result: Result) -> Table:
         comparison.add_row("packed file", "", _size(result.file_bytes), ratio)
     if result.float_ms is not None and result.integer_ms is not None:
         times = f"{result.float_ms:.2f} ms", f"{result.integer_ms:.2f} ms"
-        comparison.add_row("one image", *times, _speed(result.float_ms, result.integer_ms))
+        comparison.add_row("one image, JAX", *times, _speed(result.float_ms, result.integer_ms))
 
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
