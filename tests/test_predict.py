@@ -146,7 +146,7 @@ def test_an_input_that_is_no_square_takes_images_of_its_size(tmp_path):
 class Session:
     """What is used of an `onnxruntime.InferenceSession`: three images a call, their means."""
 
-    about: dict[str, str] = {}
+    properties: dict[str, str] = {}
 
     def __init__(self, path, providers):
         if not pathlib.Path(path).read_bytes():
@@ -154,7 +154,7 @@ class Session:
         self.providers = providers
 
     def get_modelmeta(self):
-        return types.SimpleNamespace(custom_metadata_map=self.about)
+        return types.SimpleNamespace(custom_metadata_map=self.properties)
 
     def get_inputs(self):
         return [types.SimpleNamespace(name="images", shape=[3, 8, 8, 1])]
@@ -174,10 +174,10 @@ def test_an_onnx_file_is_run_by_onnx_runtime(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"model\.onnx'\) is none that ONNX Runtime runs: no prot"):
         predict.open_model(path)
     path.write_bytes(b"graph")
-    with pytest.raises(ValueError, match=r"has no property 'uniq_jax\.about'"):
+    with pytest.raises(ValueError, match=r"the property format=uniq_jax\.onnx"):
         predict.open_model(path)
     text = json.dumps(dataclasses.asdict(ABOUT))
-    monkeypatch.setattr(Session, "about", {"uniq_jax.about": text})
+    monkeypatch.setattr(Session, "properties", {"format": "uniq_jax.onnx", "about": text})
     model = predict.open_model(path)
     assert (model.about, model.image_shape, model.batch) == (ABOUT, (8, 8, 1), 3)
     images = np.load(folder / "images.npy")

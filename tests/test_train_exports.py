@@ -155,8 +155,7 @@ def test_every_format_gets_the_network_it_wants(trained, monkeypatch):
     stand_ins = StandIns(monkeypatch)
     stale = workdir / "export" / "model.onnx.data"
     stale.write_text("of an export before")
-    text = console()
-    main._export(c.run_spec(config_of(FORMATS)), workdir, text)
+    loop.export(c.run_spec(config_of(FORMATS)), workdir, console())
     assert not stale.exists()
     assert stand_ins.calls == [
         ("onnx", "model.onnx", True, {"form": "integer", "batch": None}),
@@ -165,6 +164,17 @@ def test_every_format_gets_the_network_it_wants(trained, monkeypatch):
         ("qonnx", "model.qonnx.onnx", False, {"batch": 1}),
         ("stablehlo", "model.stablehlo", True, {"batch": None}),
     ]
+    stand_ins.calls.clear()
+    loop.export(c.run_spec(config_of("onnx,openvino", exact=True, batch=2)), workdir, console())
+    assert [call[2] for call in stand_ins.calls] == [True, True, True]
+    assert all(call[3]["batch"] == 2 for call in stand_ins.calls)
+
+
+def test_export_json_and_the_table_list_all_files(trained, monkeypatch):
+    workdir, _ = trained
+    StandIns(monkeypatch)
+    text = console()
+    main._export(c.run_spec(config_of(FORMATS)), workdir, text)
     described = json.loads((workdir / "export" / "export.json").read_text())
     assert {name: list(files) for name, files in described["files"].items()} == {
         "packed": ["model.safetensors"],

@@ -48,6 +48,7 @@ def base() -> ml_collections.ConfigDict:
             "phases": (),
             "export": {
                 "formats": "packed",
+                "exact": False,
                 "batch": 0,
                 "check_images": 1000,
                 "sample_images": 0,

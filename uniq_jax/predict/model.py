@@ -12,8 +12,9 @@ import numpy as np
 
 from uniq_jax import deploy
 
-# The property of an ONNX file that holds a `deploy.About`.
-ABOUT_KEY = "uniq_jax.about"
+# The properties of an ONNX file of `deploy.export_onnx`: what it is, and its `deploy.About`.
+_FORMAT = ("format", "uniq_jax.onnx")
+_ABOUT = "about"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,15 +120,15 @@ def _of_onnx(path: Path) -> Model:
         raise ValueError(
             f"MODEL (={str(path)!r}) is none that ONNX Runtime runs: {reason}"
         ) from error
-    text = session.get_modelmeta().custom_metadata_map.get(ABOUT_KEY)
-    if text is None:
+    properties = session.get_modelmeta().custom_metadata_map
+    if _FORMAT not in properties.items():
         raise ValueError(
-            f"MODEL (={str(path)!r}) has no property {ABOUT_KEY!r}: it must be a file of "
-            "uniq_jax.deploy.export_onnx"
+            f"MODEL (={str(path)!r}) must be a file of uniq_jax.deploy.export_onnx, which has the "
+            f"property {_FORMAT[0]}={_FORMAT[1]}"
         )
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
-        for key, value in json.loads(text).items()
+        for key, value in json.loads(properties[_ABOUT]).items()
     }
     source = session.get_inputs()[0]
     batch, *shape = source.shape

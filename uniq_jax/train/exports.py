@@ -93,8 +93,9 @@ def write(run: Run, phase: PhaseSpec, step: int, frozen: Frozen, workdir: Path) 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / EXPORT_FILE).unlink(missing_ok=True)
     found, steps = frozen.check, frozen.network
-    if {"onnx", "openvino", "qonnx"}.intersection(spec.names):
-        # What knows steps, not thresholds on sums, takes a network of this form.
+    wants_steps = {"qonnx"} if spec.exact else {"onnx", "openvino", "qonnx"}
+    if wants_steps.intersection(spec.names):
+        # The codes are the same; formats that know steps make more of it.
         shape = frozen.network.graph.image_shape
         steps = deploy.freeze(frozen.model, shape, integer_thresholds=False)
         steps = dataclasses.replace(steps, about=frozen.network.about)
@@ -104,7 +105,8 @@ def write(run: Run, phase: PhaseSpec, step: int, frozen: Frozen, workdir: Path) 
     for name in spec.names:
         for path in _files(directory, name):
             path.unlink()
-        _export(name, frozen.network, steps, directory, spec.batch or None)
+        fast = frozen.network if spec.exact and name != "qonnx" else steps
+        _export(name, frozen.network, fast, directory, spec.batch or None)
         files[name] = {
             path.relative_to(directory).as_posix(): path.stat().st_size
             for path in _files(directory, name)
@@ -167,22 +169,22 @@ def epilogues(layers: Mapping[str, str]) -> str:
 def _export(
     name: str,
     network: deploy.FrozenNetwork,
-    steps: deploy.FrozenNetwork,
+    fast: deploy.FrozenNetwork,
     directory: Path,
     batch: int | None,
 ) -> None:
-    """Writes the files of one format."""
+    """Writes the files of one format, of the exact network or of one that is faster there."""
     match name:
         case "packed":
             deploy.save(network, directory / PACKED_FILE)
         case "onnx":
             deploy.export_onnx(network, directory / "model.onnx", form="integer", batch=batch)
-            deploy.export_onnx(steps, directory / "model_qdq.onnx", form="qdq", batch=batch)
+            deploy.export_onnx(fast, directory / "model_qdq.onnx", form="qdq", batch=batch)
         case "openvino":
             (directory / "openvino").mkdir(exist_ok=True)
-            deploy.export_openvino(steps, directory / "openvino" / "model.xml", batch=batch)
+            deploy.export_openvino(fast, directory / "openvino" / "model.xml", batch=batch)
         case "qonnx":
-            deploy.export_qonnx(steps, directory / "model.qonnx.onnx", batch=batch or 1)
+            deploy.export_qonnx(fast, directory / "model.qonnx.onnx", batch=batch or 1)
         case "stablehlo":
             deploy.export_stablehlo(network, directory / "model.stablehlo", batch=batch)
 
