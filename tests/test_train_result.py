@@ -88,8 +88,8 @@ def test_table_of_a_frozen_network():
     frozen = {"codes": 1000, "mismatching_codes": 0, "file_bytes": 25_000}
     times = {"float_ms": 1.5, "integer_ms": 0.5}
     lines = _render(**frozen, **times)
-    assert lines[8:10] == [
-        "packed file                    25.0 KB   12.5x smaller",
+    assert lines[7:9] == [
+        "size on disk      312.3 KB     25.0 KB   12.5x smaller",
         "one image, JAX     1.50 ms     0.50 ms     3.0x faster",
     ]
     assert "integers  mismatching codes: 0 of 1000" in lines

@@ -116,16 +116,12 @@ def table(result: Result) -> Table:
         ("activation bits", result.activation_bits),
     ]:
         comparison.add_row(name, "32", str(bits), f"{32 / bits:.3g}x fewer")
-    comparison.add_row(
-        "size",
-        _size(result.float_bytes),
-        _size(result.packed_bytes),
-        _ratio(result.float_bytes, result.packed_bytes),
-    )
-
+    size, label = result.packed_bytes, "size"
     if result.file_bytes is not None:
-        ratio = _ratio(result.float_bytes, result.file_bytes)
-        comparison.add_row("packed file", "", _size(result.file_bytes), ratio)
+        size, label = result.file_bytes, "size on disk"
+    ratio = _ratio(result.float_bytes, size)
+    comparison.add_row(label, _size(result.float_bytes), _size(size), ratio)
+
     if result.float_ms is not None and result.integer_ms is not None:
         times = f"{result.float_ms:.2f} ms", f"{result.integer_ms:.2f} ms"
         comparison.add_row("one image, JAX", *times, _speed(result.float_ms, result.integer_ms))
