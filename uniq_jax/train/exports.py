@@ -35,8 +35,8 @@ EXPORT_FILE = "export.json"
 PACKED_FILE = "model.safetensors"
 SAMPLES_DIRECTORY = "images"
 
-# Formats that an extra of the same name is needed for: uniq_jax[onnx].
-_EXTRAS = ("onnx", "openvino", "qonnx")
+# Format → what must be installed, by an extra of the format's name: uniq_jax[onnx].
+_EXTRAS = {"onnx": ("onnx",), "openvino": ("openvino", "onnx"), "qonnx": ("qonnx", "onnx")}
 
 # Format → what its files are named.
 _PATTERNS = {
@@ -68,7 +68,7 @@ class Exported:
 def check_installed(export: ExportSpec) -> None:
     """Raises a ConfigError if a format needs a package that is not installed."""
     for name in export.names:
-        if name in _EXTRAS and importlib.util.find_spec(name) is None:
+        if any(importlib.util.find_spec(package) is None for package in _EXTRAS.get(name, ())):
             raise ConfigError(
                 f"config.export.formats (={export.formats!r}) has {name!r}, which needs the extra "
                 f"uniq_jax[{name}]: pip install 'uniq_jax[{name}]'"
@@ -103,8 +103,6 @@ def write(run: Run, phase: PhaseSpec, step: int, frozen: Frozen, workdir: Path) 
         found = max(found, other, key=lambda check: check.mismatches)
     files: dict[str, dict[str, int]] = {}
     for name in spec.names:
-        for path in _files(directory, name):
-            path.unlink()
         fast = frozen.network if spec.exact and name != "qonnx" else steps
         _export(name, frozen.network, fast, directory, spec.batch or None)
         files[name] = {
@@ -162,7 +160,7 @@ def epilogues(layers: Mapping[str, str]) -> str:
     if not layers:
         return "layers with a float epilogue: none"
     reasons = Counter(output.partition("float epilogue: ")[2] for output in layers.values())
-    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     return f"layers with a float epilogue: {len(layers)} ({counts}); {EXPORT_FILE} lists them"
 
 
@@ -197,8 +195,6 @@ def _files(directory: Path, name: str) -> list[Path]:
 def _write_samples(run: Run, directory: Path, count: int) -> None:
     """Writes test images, each named by its place in the test set and its label."""
     directory.mkdir(exist_ok=True)
-    for path in directory.iterdir():
-        path.unlink()
     source = run.test_data
     rows = range(min(count, len(source)))
     if isinstance(source, data.ImageData):

@@ -265,7 +265,12 @@ def _deployed(
         exported = exports.write(run, phase, step, found, workdir)
         fields["file_bytes"] = exported.files.get("packed", {}).get(exports.PACKED_FILE)
         fields["float_ms"], fields["integer_ms"] = frozen.milliseconds(found)
-    except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
+    except (
+        NotImplementedError,
+        ValueError,
+        ImportError,
+        jax.errors.JaxRuntimeError,
+    ) as error:
         fields["not_exported"] = str(error)
     return fields
 
