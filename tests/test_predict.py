@@ -22,7 +22,7 @@ ABOUT = deploy.About("a small network", LABELS, (77.8,), (95.8,))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, kept_compilations):
     """A packed file, and a directory of five digits."""
     root = tmp_path_factory.mktemp("predict")
     model = uniq_jax.quantize(
@@ -190,6 +190,7 @@ def test_an_onnx_file_is_run_by_onnx_runtime(folder, tmp_path, monkeypatch):
 
 def test_an_exported_onnx_file_sees_what_the_packed_file_sees(folder, tmp_path):
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("uniq_jax.deploy.onnx_export")
     paths = folder / "model.safetensors", tmp_path / "model.onnx"
     deploy.export_onnx(deploy.load(paths[0]), paths[1], form="integer")
     packed, onnx = map(predict.open_model, paths)
