@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from orbax.checkpoint import multihost
 
 T = TypeVar("T")
 
@@ -27,6 +28,8 @@ LOST_PROCESS_EXIT_CODE = 69
 """Exit code of a process that ends because another one did (EX_UNAVAILABLE of sysexits.h).
 
 Where JAX's runtime notices first, it aborts the process, which is exit code 134 in a shell."""
+
+_LONGEST_COMPILATION_S = 3600
 
 # Network file systems show a new file to other machines only after a while.
 _SEEN_WITHIN_S = 30.0
@@ -68,6 +71,19 @@ def barrier(name: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def wait_for_compilation(name: str) -> None:
+    """Waits until every process is here, which may take one of them minutes longer than another.
+
+    A message between devices is no way to wait: on CPUs it is given up after 30 seconds.
+
+    Args:
+      name: that no process gives twice.
+    """
+    multihost.get_barrier_sync_fn()(
+        key=f"compiled-{name}", timeout_ms=1000 * _LONGEST_COMPILATION_S
+    )
 
 
 def all_true(value: bool) -> bool:
