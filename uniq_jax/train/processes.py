@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
 T = TypeVar("T")
@@ -71,6 +72,20 @@ def barrier(name: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def connect_devices(mesh: Mesh) -> None:
+    """Sends a first message between all devices, for which the library on CPUs waits 30 seconds.
+
+    Later, one process may compile that much longer than another.
+    """
+    if jax.process_count() == 1:
+        return
+    barrier("mesh")
+    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    ones = jax.make_array_from_callback((mesh.size,), spread, lambda index: np.ones(1, np.int32))
+    total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(ones)
+    assert int(total) == mesh.size
 
 
 def wait_for_compilation(name: str) -> None:

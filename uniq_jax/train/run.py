@@ -50,6 +50,7 @@ class Run:
         self._note = functools.cache(note)
         self.mesh = sharding.create_mesh(spec.mesh)
         processes.check_mesh(self.mesh)
+        processes.connect_devices(self.mesh)
         for key in ("batch_size", "eval_batch_size"):
             sharding.check_batch(self.mesh, key, getattr(spec.data, key))
         for phase in spec.phases:
