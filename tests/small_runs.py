@@ -1,5 +1,7 @@
 """Runs that compile in a second: a network of three layers on few digits. Also a config file, and
 a program for tests of several processes or other devices.
+
+Other config files have the network by `NETWORK`, their first lines.
 """
 
 import io
@@ -14,16 +16,25 @@ from uniq_jax import config as c
 from uniq_jax.models import registry
 from uniq_jax.train import loop, preemption
 
+NETWORK = f"""
+import sys
+sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+import small_runs
+small_runs.make_known()
+"""
+
 
 class Small(nnx.Module):
-    def __init__(self, *, num_classes, in_features, rngs, dtype=None, param_dtype=jnp.float32):
+    def __init__(
+        self, *, num_classes, in_features, rngs, dtype=None, param_dtype=jnp.float32, width=8
+    ):
         def conv(inputs):
-            return nnx.Conv(inputs, 8, (3, 3), strides=2, use_bias=False, **types)
+            return nnx.Conv(inputs, width, (3, 3), strides=2, use_bias=False, **types)
 
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.conv1, self.bn1 = conv(in_features), nnx.BatchNorm(8, **types)
-        self.conv2, self.bn2 = conv(8), nnx.BatchNorm(8, **types)
-        self.fc = nnx.Linear(8, num_classes, **types)
+        self.conv1, self.bn1 = conv(in_features), nnx.BatchNorm(width, **types)
+        self.conv2, self.bn2 = conv(width), nnx.BatchNorm(width, **types)
+        self.fc = nnx.Linear(width, num_classes, **types)
 
     def __call__(self, x):
         x = nnx.relu(self.bn1(self.conv1(x)))
@@ -31,10 +42,15 @@ class Small(nnx.Module):
         return self.fc(x.mean((1, 2)))
 
 
+def make_known():
+    """From now on "small" is the name of a network."""
+    registry.MODELS["small"] = Small  # type: ignore[index]
+
+
 def get_config(arg=None):
     """A float phase of 3 steps and a quantized one of 6; makes the network known."""
     del arg
-    registry.MODELS["small"] = Small  # type: ignore[index]
+    make_known()
     config = c.base()
     config.data.update(batch_size=32, eval_batch_size=52, augment="crop", pad_pixels=1)
     config.data.update(train_split="train[:96]", test_split="test[:200]")

@@ -3,13 +3,11 @@
 `make distributed` runs this: the config of N2UQ's ResNet-18, by both methods, with a teacher,
 through the command and the real reading path. It takes minutes, and prints what it compares.
 
-The two sum over devices in another order. In float32 the last bit of a batch norm's mean puts a
-few of millions of activations on the other side of a threshold: the first losses agree to 1e-7, but
-the first gradients' norms to 1e-3 only, and the next steps part. In float64 there is none,
-unless sums of integers meet their own mean, where a fresh batch norm puts the ReLU's corner: UniQ
-starts there from biases that are not zero. Then the first step's loss and every array of its
-gradient must agree to 1e-5. One thing is left to chance: where two sums of UniQ's 8-bit first layer
-are equal, rounding decides which of them max-pooling takes, and that channel's gradient follows.
+The examples and crops are the same, and so are the first loss and every array of the first gradient
+to 1e-5, in float32: what crosses devices on the way to an activation's code is summed in one order
+(see `uniq_jax.data_parallel`), so that no code differs in the first step. The gradients of
+parameters are summed by the library of collectives, whose last bits differ, and later steps part
+where such a bit takes a weight or an activation across a threshold.
 """
 
 import json
@@ -89,38 +87,34 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def train(directory, method, processes, data_dir, teacher_file, *, steps=STEPS, dtype="float32"):
+def train(directory, method, processes, data_dir, teacher_file):
     """Runs the command in so many processes, four devices in all; returns what they left."""
-    # XLA has no fast convolutions of float64 on a CPU: half a batch is enough there.
-    batch = BATCH if dtype == "float32" else BATCH // 2
-    epochs = steps * batch / EXAMPLES
+    epochs = STEPS * BATCH / EXAMPLES
     config = f"configs/resnet18_w2a2.py:method={method},epochs={epochs}"
     config += f",teacher={teacher_file},teacher_model=resnet18"
     arguments = [
         f"--config={config}",
         f"--workdir={directory / 'run'}",
         f"--config.data.data_dir={data_dir}",
-        f"--config.data.batch_size={batch}",
-        f"--config.data.test_split=validation[:{4 if steps == 1 else 20}]",
-        f"--config.data.eval_batch_size={4 if steps == 1 else 20}",
+        f"--config.data.batch_size={BATCH}",
+        "--config.data.test_split=validation[:20]",
+        "--config.data.eval_batch_size=20",
         "--config.log_every_steps=1",
         "--config.checkpoint_every_steps=0",
         "--config.layer_metrics_every_steps=0",
         f"--config.eval_every_epochs={epochs}",
         "--config.tensorboard=False",
         "--config.export.formats=",
-        f"--config.model.dtype={dtype}",
-        f"--config.model.param_dtype={dtype}",
     ]
     if method == "uniq":
         arguments.append("--config.quantized.calibration_batches=2")
-        if dtype == "float64":
-            arguments.append(f"--config.init_from={teacher_file}")
     if processes > 1:
         arguments += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
     flags = f"--xla_force_host_platform_device_count={4 // processes}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    environment["JAX_ENABLE_X64"] = str(int(dtype == "float64"))
+    # Threads of a process, by default at least as many as its devices: a convolution's sums are cut
+    # by threads, and one device's bits would depend on how many others its process has.
+    environment["NPROC"] = "4"
     directory.mkdir()
     children = []
     for i in range(processes):
@@ -142,20 +136,17 @@ def train(directory, method, processes, data_dir, teacher_file, *, steps=STEPS, 
     assert all(note[:2] == [processes, 4] for note in notes)
     # Row of the global batch → label and checksum of its image, from whichever process has it.
     batches = []
-    for step in range(steps):
+    for step in range(STEPS):
         parts = [note[2][step] for note in notes]
-        assert sum(map(len, parts)) == batch, "a row that two processes read, or none"
+        assert sum(map(len, parts)) == BATCH, "a row that two processes read, or none"
         merged = {int(row): value for part in parts for row, value in part.items()}
-        batches.append([merged[row] for row in range(batch)])
+        batches.append([merged[row] for row in range(BATCH)])
     metrics = [r for r in read_metrics(directory / "run") if "loss" in r]
     states = [dict(np.load(directory / f"{i}.npz")) for i in range(processes)]
     return batches, metrics, states, logs
 
 
-METHODS = pytest.mark.parametrize("method", ["uniq", "n2uq"])
-
-
-@METHODS
+@pytest.mark.parametrize("method", ["uniq", "n2uq"])
 def test_one_process_and_two_train_alike(method, cifar10_dir, teacher_file, tmp_path, capsys):
     one, two = (
         train(tmp_path / name, method, processes, cifar10_dir, teacher_file)
@@ -179,43 +170,20 @@ def test_one_process_and_two_train_alike(method, cifar10_dir, teacher_file, tmp_
         for record, parts in zip(one[1], differences):
             numbers = f"{record['loss']:10.6f} {record['gradient_norm']:14.6f}"
             print(f"{record['step']:4} {numbers}   {parts[0]:.1e}  {parts[1]:.1e}")
+        print("after step 1, the array of each kind that differs most, relatively")
+        arrays = compare_states(one[2][0], two[2][0])
+        for kind, (difference, name) in arrays.items():
+            print(f"  {kind}: {difference:.1e} ({name})")
     for name, array in two[2][0].items():
         np.testing.assert_array_equal(array, two[2][1][name], err_msg=name)
-    assert differences[0][0] <= 1e-5
-    assert differences[0][1] <= 1e-3
+    assert max(differences[0]) <= 1e-5
+    # Parameters may differ by a step: Adam's has the sign of a gradient, however small.
+    assert arrays["gradients"][0] <= 1e-5, arrays["gradients"]
+    # Batch norms saw the same activations, to the last bit.
+    assert arrays["statistics"][0] == 0
     # What only process 0 says.
     assert "test accuracy" in two[3][0]
     assert "test accuracy" not in two[3][1]
-
-
-@METHODS
-def test_all_gradients_of_the_first_step_agree(method, cifar10_dir, teacher_file, tmp_path, capsys):
-    one, two = (
-        train(tmp_path / name, method, n, cifar10_dir, teacher_file, steps=1, dtype="float64")
-        for name, n in (("one", 1), ("two", 2))
-    )
-    assert one[0] == two[0]
-    first, second = one[2][0], two[2][0]
-    moved = 0
-    if method == "uniq":
-        stem = [name for name in first if "['conv1/" in name]
-        kernel = next(name for name in stem if "opt_state" in name and "kernel" in name)
-        difference = np.abs(first[kernel] - second[kernel]).max((0, 1, 2))
-        moved = int(np.sum(difference > 1e-5 * np.abs(first[kernel]).max()))
-        first, second = ({k: v for k, v in s.items() if k not in stem} for s in (first, second))
-    arrays = compare_states(first, second)
-    with capsys.disabled():
-        print(
-            f"\n{method}, step 1 in float64: the array of each kind that differs most, relatively"
-        )
-        for kind, (difference, name) in arrays.items():
-            print(f"  {kind}: {difference:.1e} ({name})")
-        print(f"  channels of the first kernel in which max-pooling took another sum: {moved}")
-    for key in ("loss", "gradient_norm"):
-        np.testing.assert_allclose(one[1][0][key], two[1][0][key], rtol=1e-5)
-    for kind, (difference, name) in arrays.items():
-        assert difference <= 1e-5, (kind, name)
-    assert moved <= 3
 
 
 def compare_states(one, two):

@@ -14,9 +14,10 @@ PACKAGE = "uniq_jax"
 # room and needs a row.
 BELOW_TRAIN = ("quantizers", "nn", "rules", "quantization", "models", "interop", "data", "spec")
 ALLOWED_ROOMS = {
-    "quantizers": (),
+    "quantizers": ("data_parallel",),
     "exact": (),
-    "nn": ("quantizers", "exact"),
+    "data_parallel": (),
+    "nn": ("quantizers", "exact", "data_parallel"),
     "rules": ("nn", "quantizers"),
     "quantization": ("rules", "nn", "quantizers"),
     "linen": ("nn", "quantizers"),
@@ -32,7 +33,7 @@ ALLOWED_ROOMS = {
     "recipes": ("config", "curriculum", "spec"),
     "deploy": ("quantizers", "exact", "nn", "models"),
     # A run ends with what its network costs where it is deployed.
-    "train": (*BELOW_TRAIN, "exact", "deploy"),
+    "train": (*BELOW_TRAIN, "exact", "data_parallel", "deploy"),
     "plots": ("quantizers",),
     "report": ("quantizers", "plots"),
     "predict": ("data", "deploy"),

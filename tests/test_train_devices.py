@@ -19,7 +19,11 @@ from uniq_jax.train import start
 from uniq_jax.train.run import Run
 from uniq_jax.train.step import train_step
 
+sys.path.insert(0, "tests")
+import small_runs
+
 out = sys.argv[1]
+small_runs.make_known()
 results, arrays = {}, {}
 
 
@@ -28,8 +32,7 @@ def check(method):
     config.data.batch_size = 32
     config.data.eval_batch_size = 52
     config.data.augment = "crop"
-    config.model.name = "resnet8"
-    config.model.options = {"width": 4}
+    config.model.name = "small"
     config.model.dtype = config.model.param_dtype = "float64"
     config.phases = ("quantized",)
     bits = {} if method == "float" else {"weight_bits": 2, "activation_bits": 2}

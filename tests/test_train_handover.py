@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from rich.console import Console
+from small_runs import NETWORK
 
 from uniq_jax import config as c
 from uniq_jax import nn, recipes
@@ -220,10 +221,13 @@ def test_the_phase_that_trained_a_checkpoint_is_found(tmp_path):
     assert sources.trained_by(found) is None
 
 
+RESNET = 'config.model.name = "resnet8"\n    config.model.options = {"width": 4}'
+
+
 @pytest.fixture
 def config_file(tmp_path):
     path = tmp_path / "small.py"
-    path.write_text(CONFIG)
+    path.write_text(NETWORK + CONFIG.replace(RESNET, 'config.model.name = "small"'))
     return path
 
 
@@ -263,12 +267,12 @@ def test_one_command_goes_down_from_width_to_width_and_resumes(
     assert (result["weight_bits"], result["activation_bits"], result["steps"]) == (2, 2, steps)
     report = json.loads((undisturbed / "w2a2" / "start.json").read_text())
     assert report["left_over"] == []
-    assert "layer1/0/conv1/kernel" in report["taken"]
-    assert "layer1/0/conv1/activation_quantizer/" in "".join(report["new"])
-    assert ("linear/activation_quantizer/step" in report["taken"]) == (method != "n2uq")
+    assert "conv2/kernel" in report["taken"]
+    assert "conv2/activation_quantizer/" in "".join(report["new"])
+    assert ("fc/activation_quantizer/step" in report["taken"]) == (method != "n2uq")
     arrays = read_model(undisturbed / "w2a2" / "checkpoints")
     if "n2uq" in method:
-        assert arrays["layer1/0/conv1/activation_quantizer/intervals"].shape == (3,)
+        assert arrays["conv2/activation_quantizer/intervals"].shape == (3,)
 
     # As if it had been killed between the last two checkpoints of the middle phase.
     shutil.copytree(undisturbed, killed)

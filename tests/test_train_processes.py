@@ -13,8 +13,9 @@ import time
 import numpy as np
 import pytest
 from flax import nnx
+from small_runs import NETWORK, Small
 
-from uniq_jax import interop, models
+from uniq_jax import interop
 from uniq_jax.train import jobs, processes
 from uniq_jax.train.checkpoints import read_model
 from uniq_jax.train.logs import read_metrics
@@ -23,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # What JAX's runtime aborts with when it notices a loss before the program does.
 ABORTED = -signal.SIGABRT
 
-CONFIG = """
+CONFIG = f"""{NETWORK}
 from uniq_jax import config as c
 
 def get_config(arg=None):
@@ -35,15 +36,13 @@ def get_config(arg=None):
     config.data.test_split = "test[:70]"
     config.data.augment = "crop"
     config.data.pad_pixels = 1
-    config.model.name = "resnet8"
-    config.model.options = {"width": 4}
+    config.model.name = "small"
     config.phases = ("quantized",)
     config.quantized = c.phase(
         "uniq_n2uq", weight_bits=2, activation_bits=2, total_epochs=args.epochs,
         calibration_batches=1, batch_norm_batches=1,
-        optimizer={"learning_rate": 0.01},
-        loss={"teacher": args.teacher, "teacher_model": "resnet8" if args.teacher else "",
-              "teacher_options": {"width": 4} if args.teacher else {}},
+        optimizer={{"learning_rate": 0.01}},
+        loss={{"teacher": args.teacher, "teacher_model": "small" if args.teacher else ""}},
     )
     if args.float:
         config.phases = ("float",)
@@ -68,9 +67,7 @@ def config_file(tmp_path_factory):
 def float_file(tmp_path_factory):
     """A float network, which the runs start from and learn from."""
     rng = np.random.default_rng(0)
-    model = nnx.eval_shape(
-        lambda: models.create("resnet8", num_classes=10, in_features=1, width=4, rngs=nnx.Rngs(0))
-    )
+    model = nnx.eval_shape(lambda: Small(num_classes=10, in_features=1, rngs=nnx.Rngs(0)))
     arrays = {}
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         shape = variable.get_value().shape

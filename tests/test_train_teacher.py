@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from small_runs import NETWORK
 
 from uniq_jax.train.checkpoints import read_model
 from uniq_jax.train.logs import read_metrics
@@ -17,7 +18,7 @@ def get_config(arg=None):
     config = c.base()
     config.data.batch_size = 32
     config.data.train_split = "train[:320]"
-    config.model.name = "resnet8"
+    config.model.name = "small"
     config.model.options = {"width": 4}
     config.checkpoint_every_steps = 8
     config.log_every_steps = 1
@@ -34,7 +35,7 @@ def get_config(arg=None):
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "small.py"
-    path.write_text(CONFIG)
+    path.write_text(NETWORK + CONFIG)
     return path
 
 

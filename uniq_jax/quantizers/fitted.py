@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from uniq_jax import data_parallel
 from uniq_jax.quantizers.grid import check_floating
 from uniq_jax.quantizers.initial import (
     reduction_axes,
@@ -68,7 +69,7 @@ def _fit(
 
     def error(multiple: jax.Array) -> jax.Array:
         difference = (quantize(start * multiple) - x).astype(start.dtype)
-        return jnp.mean(jnp.square(difference), axis=axes, keepdims=keepdims)
+        return data_parallel.mean(jnp.square(difference), axes, keepdims=keepdims)
 
     # One after another: all at once would take 25 times the memory of `x`.
     errors = jax.lax.map(error, multiples)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from uniq_jax import data_parallel
 from uniq_jax.quantizers.grid import SMALLEST_STEP, check_bits, check_floating
 
 # Steps, in standard deviations, that `optimal_step` derives; kept as data because the derivation
@@ -59,7 +60,7 @@ def uniq_weight_initial_step(
     w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
     axes, keepdims = reduction_axes(w, channel_axis)
     count = math.prod(w.shape[axis] for axis in axes)
-    std = jnp.std(w, axis=axes, keepdims=keepdims, ddof=1 if count > 1 else 0)
+    std = data_parallel.std(w, axes, keepdims=keepdims, ddof=1 if count > 1 else 0)
     return jnp.maximum(std * NORMAL_STEPS[bits], SMALLEST_STEP)
 
 
@@ -95,7 +96,7 @@ def uniq_activation_initial_step(
     x = check_floating("x", x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes, keepdims = reduction_axes(x, channel_axis)
-    std = jnp.sqrt(2 * jnp.mean(jnp.square(x), axis=axes, keepdims=keepdims))
+    std = jnp.sqrt(2 * data_parallel.mean(jnp.square(x), axes, keepdims=keepdims))
     return jnp.maximum(std * RECTIFIED_NORMAL_STEPS[bits], SMALLEST_STEP)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
 
+from uniq_jax import data_parallel
 from uniq_jax.quantizers import uniform
 from uniq_jax.quantizers.encoding import Encoded, as_codes
 from uniq_jax.quantizers.grid import SMALLEST_STEP, Grid, check_broadcast, check_floating
@@ -99,7 +100,7 @@ def lsq_initial_step(
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes, keepdims = reduction_axes(x, channel_axis)
     largest = max(grid.max_code - int(grid.offset), 1)
-    step = 2 * jnp.mean(jnp.abs(x), axis=axes, keepdims=keepdims) / math.sqrt(largest)
+    step = 2 * data_parallel.mean(jnp.abs(x), axes, keepdims=keepdims) / math.sqrt(largest)
     return jnp.maximum(step, SMALLEST_STEP)
 
 

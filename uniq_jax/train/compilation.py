@@ -8,9 +8,12 @@ from typing import Any
 import jax
 
 # XLA:CPU hands float32 convolutions to a library that runs many of their shapes on one thread;
-# this keeps it for reductions alone, which halves the time of a training step. Experimental, so
-# it is tried out before it is used.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+# this keeps it for reductions alone, which halves the time of a training step. Several devices must
+# not share it for these: of one program on the same input, they got other sums from run to run,
+# half of some gradients away. Experimental, so it is tried out before it is used.
+_OPTION = "xla_cpu_experimental_ynn_fusion_type"
+_OF_ONE_DEVICE = {_OPTION: "LIBRARY_FUSION_TYPE_REDUCE"}
+_OF_SEVERAL = {_OPTION: "LIBRARY_FUSION_TYPE_DOT"}
 
 
 @functools.cache
@@ -18,11 +21,13 @@ def compiler_options() -> dict[str, bool | str]:
     """Options for `jax.jit(compiler_options=…)` that this platform and XLA version know."""
     if jax.default_backend() != "cpu":
         return {}
+    # Of all processes together, so that the bits do not depend on how devices are shared out.
+    options = _OF_ONE_DEVICE if jax.device_count() == 1 else _OF_SEVERAL
     try:
-        jax.jit(lambda: 0, compiler_options=dict(_CPU_OPTIONS))()
+        jax.jit(lambda: 0, compiler_options=dict(options))()
     except Exception:
         return {}
-    return dict(_CPU_OPTIONS)
+    return dict(options)
 
 
 def enable_compilation_cache() -> None:

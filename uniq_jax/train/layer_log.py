@@ -1,12 +1,12 @@
 """When the layers of a phase are measured, and where the numbers go."""
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from uniq_jax import data_parallel
 from uniq_jax.spec import PhaseSpec
 from uniq_jax.train import compilation, layer_metrics, layer_summary, sharding
 from uniq_jax.train.logs import MetricsWriter, write_json
@@ -45,7 +45,7 @@ class LayerLog:
         self._program, self._total_steps = program, total_steps
         self._every = 0 if phase.is_float else run.spec.layer_metrics_every_steps
         self._measure = jax.jit(
-            functools.partial(layer_metrics.measure, program),
+            data_parallel.on_mesh(run.mesh, layer_metrics.measure, program),
             out_shardings=sharding.replicated(run.mesh),
             compiler_options=compilation.compiler_options(),
         )

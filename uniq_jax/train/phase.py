@@ -155,6 +155,7 @@ def _train(
         layer_log = LayerLog(run, program, phase, directory, writer, total_steps)
         started_s = time.monotonic()
         step_fn, memory = run.compiled_step(phase, program, state, teacher)
+        processes.wait_for_compilation(phase.name)
         progress.note(f"{phase.name}: {memory}")
         best_accuracy, accuracy = before.best_accuracy, math.nan
 

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 T = TypeVar("T")
 
@@ -27,6 +29,8 @@ LOST_PROCESS_EXIT_CODE = 69
 """Exit code of a process that ends because another one did (EX_UNAVAILABLE of sysexits.h).
 
 Where JAX's runtime notices first, it aborts the process, which is exit code 134 in a shell."""
+
+_LONGEST_COMPILATION_S = 3600
 
 # Network file systems show a new file to other machines only after a while.
 _SEEN_WITHIN_S = 30.0
@@ -68,6 +72,33 @@ def barrier(name: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def connect_devices(mesh: Mesh) -> None:
+    """Sends a first message between all devices, for which the library on CPUs waits 30 seconds.
+
+    Later, one process may compile that much longer than another.
+    """
+    if jax.process_count() == 1:
+        return
+    barrier("mesh")
+    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    ones = jax.make_array_from_callback((mesh.size,), spread, lambda index: np.ones(1, np.int32))
+    total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(ones)
+    assert int(total) == mesh.size
+
+
+def wait_for_compilation(name: str) -> None:
+    """Waits until every process is here, which may take one of them minutes longer than another.
+
+    A message between devices is no way to wait: on CPUs it is given up after 30 seconds.
+
+    Args:
+      name: that no process gives twice.
+    """
+    multihost.get_barrier_sync_fn()(
+        key=f"compiled-{name}", timeout_ms=1000 * _LONGEST_COMPILATION_S
+    )
 
 
 def all_true(value: bool) -> bool:

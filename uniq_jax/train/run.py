@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from uniq_jax import data
+from uniq_jax import data, data_parallel
 from uniq_jax.spec import PhaseSpec, RunSpec
 from uniq_jax.train import (
     averages,
@@ -53,6 +53,7 @@ class Run:
         self._note = functools.cache(note)
         self.mesh = sharding.create_mesh(spec.mesh)
         processes.check_mesh(self.mesh)
+        processes.connect_devices(self.mesh)
         for key in ("batch_size", "eval_batch_size"):
             sharding.check_batch(self.mesh, key, getattr(spec.data, key))
         for phase in spec.phases:
@@ -184,7 +185,7 @@ class Run:
         """`train_step`, compiled for states that lie as `state` does, which it gives up."""
         placed = jax.tree.map(lambda array: array.sharding, state)
         return jax.jit(
-            functools.partial(train_step, program),
+            data_parallel.on_mesh(self.mesh, train_step, program),
             donate_argnums=0,
             out_shardings=(placed, sharding.replicated(self.mesh)),
             compiler_options=compilation.compiler_options(),
@@ -221,7 +222,7 @@ class Run:
     ) -> Arrays:
         """`statistics`, with those of batch norms over the first `count` training batches."""
         step = jax.jit(
-            functools.partial(averages.batch_statistics, program),
+            data_parallel.on_mesh(self.mesh, averages.batch_statistics, program),
             out_shardings=sharding.replicated(self.mesh),
             compiler_options=compilation.compiler_options(),
         )

@@ -4,15 +4,15 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from uniq_jax import interop, models, nn
+from uniq_jax import data_parallel, interop, models, nn
 from uniq_jax.spec import ModelSpec, PhaseSpec
 from uniq_jax.train import checkpoints, oscillation, sharding, sources
 from uniq_jax.train.network import Arrays, split
@@ -265,7 +265,8 @@ def calibrate(
     """
     model = program.build(state.params, state.statistics)
     images = (program.normalize(batch["image"]) for batch in itertools.islice(batches, count))
-    nn.calibrate(model, images)
+    mesh = cast(NamedSharding, state.step.sharding).mesh
+    nn.calibrate(model, images, apply=data_parallel.on_mesh(mesh, lambda m, x: m(x)))
     calibrated = _with_parameters_of(model, state)
     params = {path: (state if path in kept else calibrated).params[path] for path in state.params}
     return dataclasses.replace(state, params=params)
