@@ -95,16 +95,24 @@ def level_product(emitter: Emitter, node: Node, scale: np.ndarray) -> None:
         emitter.put(node.name, _digit_product(emitter, node, x, codes), layout)
         emitter.int32.add(node.name)
         return
-    form = integers.form(*node["weight"])
-    weight = make("Cast", kernel(emitter, node, codes), to=FLOAT)
-    if form.factor != 1:
-        weight = make("Mul", weight, emitter.constant(form.factor))
-    if form.shift:
-        weight = make("Add", weight, emitter.constant(form.shift))
+    weight = _stored_levels(emitter, codes, node["weight"])
     if np.any(scale != 1):
         scale = scale.reshape((-1, 1, 1, 1) if is_conv(node) else (-1,))
         weight = make("Mul", weight, make.constant(scale))
     emitter.put(node.name, multiplied(emitter, node, x, weight), layout)
+
+
+def _stored_levels(emitter: Emitter, codes: np.ndarray, grid: tuple[int, float]) -> str:
+    """The float32 levels of a kernel, which the file has as codes.
+
+    Looked up in a table: of a cast and a product OpenVINO would make an int8 kernel that it takes
+    to floats each time.
+    """
+    form, make = integers.form(*grid), emitter.make
+    values = np.arange(2 ** grid[0]) * form.code_factor + form.code_shift
+    table = make.constant((values * form.factor + form.shift).astype(np.float32))
+    rows = make("Cast", make.constant(codes.astype(np.uint8)), to=INT32)
+    return make("Gather", table, rows)
 
 
 def _digit_product(emitter: Emitter, node: Node, x: str, codes: np.ndarray) -> str:
@@ -162,8 +170,9 @@ def signed_sums(emitter: Emitter, node: Node) -> tuple[str, np.ndarray]:
     sums, signs, limits = emitter.read(name), emitter.arrays[signs], emitter.arrays[limits]
     if name not in emitter.int32:
         signs = signs.astype(np.float32)
-        # What all sums, or none, reach is beyond what float32 sums can be.
-        limits = np.clip(limits, -EXACT, EXACT).astype(np.float32)
+        # What all sums, or none, reach is just beyond what sums can be.
+        end = emitter.by_name[name]["largest_sum"] + 1
+        limits = np.clip(limits, -end, end).astype(np.float32)
     if np.any(signs < 0):
         sums = emitter.make("Mul", sums, emitter.laid(signs, name, emitter.layout(name)))
     return sums, limits

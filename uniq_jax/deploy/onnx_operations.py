@@ -70,7 +70,7 @@ def maximum(emitter: Emitter, node: Node) -> None:
 def _prelu(emitter: Emitter, node: Node) -> None:
     layout = emitter.common(node)
     slope = emitter.arrays[node.inputs[1]].reshape(-1)
-    slope = slope.reshape(-1, 1, 1) if layout == NCHW else slope
+    slope = slope.reshape(1, -1, 1, 1) if layout == NCHW else slope
     value = emitter.read(node.inputs[0], layout)
     emitter.put(node.name, emitter.make("PRelu", value, emitter.make.constant(slope)), layout)
 

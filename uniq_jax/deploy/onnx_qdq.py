@@ -7,6 +7,7 @@ each kept from its neighbours by a maximum that changes no number: compilers wou
 product with the sum behind it. In the fast form scales and biases are folded (`onnx_fold`).
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from uniq_jax.deploy.graph import Node
 from uniq_jax.deploy.onnx_emitter import Codes, Emit, Emitter, code_name
 from uniq_jax.deploy.onnx_levels import (
+    EXACT,
     FEW,
     arithmetic,
     decode,
@@ -83,6 +85,9 @@ def _count(emitter: Emitter, node: Node) -> None:
 def _encode_sums(emitter: Emitter, node: Node) -> None:
     """Codes of integer sums, by the thresholds of every channel."""
     sums, thresholds = signed_sums(emitter, node)
+    if thresholds.dtype == np.float32 and np.max(np.abs(thresholds)) < EXACT / 4:
+        # Half-way between two sums, where the last bit of a sum does not matter.
+        thresholds = thresholds - np.float32(0.5)
     _put_counted(emitter, node, sums, thresholds, emitter.layout(node.inputs[0]))
 
 
@@ -128,17 +133,39 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
     scale = scale_in_kernel(emitter, node)
     if not kind.is_int8:
         level_product(emitter, node, scale)
+        if node.name not in emitter.int32:
+            # Or else the scale behind would be joined with the kernel, whose levels are exact.
+            sums = _guarded(emitter, node, emitter.read(node.name))
+            emitter.put(node.name, sums, product_layout(node))
         return
     make, layout = emitter.make, product_layout(node)
     step = emitter.codes[node.inputs[0]].step
     zero = make.constant(np.uint8(kind.zero))
     x = _unsigned(emitter, node.inputs[0], kind.factor, layout)
+    if is_conv(node) and emitter.arrays[node.inputs[1]].shape[:2] == (1, 1):
+        x, node = _strided(emitter, node, x)
     x = make("DequantizeLinear", x, emitter.constant(step), zero)
     weight = kernel(emitter, node, turned(node, kernel_codes(emitter, node)))
     scale = (scale.astype(np.float64) / step).astype(np.float32)
     scale = make.constant(scale.reshape(()) if scale.size == 1 else scale)
     weight = make("DequantizeLinear", weight, scale, axis=0 if is_conv(node) else 1)
     emitter.put(node.name, multiplied(emitter, node, x, weight), layout)
+
+
+def _strided(emitter: Emitter, node: Node, x: str) -> tuple[str, Node]:
+    """The pixels that a 1x1 convolution with strides sees, and the convolution without them.
+
+    OpenVINO would skip them in front of the quantizer, and then take the convolution for a float
+    one.
+    """
+    strides = node["window_strides"]
+    if all(n == 1 for n in strides) or any(n for ends in node["padding"] for n in ends):
+        return x, node
+    height, width = emitter.shapes[node.inputs[0]][1:3]
+    ranges = (0, 0), (height, width), (2, 3), strides
+    x = emitter.make("Slice", x, *(emitter.make.integers(*values) for values in ranges))
+    attributes = {**dict(node.attributes), "window_strides": (1,) * len(strides)}
+    return x, dataclasses.replace(node, attributes=tuple(attributes.items()))
 
 
 def _unsigned(emitter: Emitter, source: str, factor: int, layout: str) -> str:
