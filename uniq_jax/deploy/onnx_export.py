@@ -14,6 +14,7 @@ from uniq_jax.deploy.onnx_builder import onnx
 from uniq_jax.deploy.onnx_emitter import NCHW, NHWC, Emitter
 from uniq_jax.deploy.onnx_fold import folded
 from uniq_jax.deploy.onnx_integer import INTEGER
+from uniq_jax.deploy.onnx_pooling import pooled_early
 from uniq_jax.deploy.onnx_qdq import QDQ
 
 Form = Literal["qdq", "integer"]
@@ -71,9 +72,11 @@ def to_onnx(network: FrozenNetwork, form: Form, batch: int | None) -> Any:
         name: tuple(value.shape) for name, value in operations.shapes(graph, arrays).items()
     }
     if form == "integer":
+        graph, arrays, shapes = pooled_early(graph, arrays, shapes)
         emitter = Emitter(graph, arrays, shapes, INTEGER, preferred=NHWC, is_exact=True)
     elif is_exact(graph):
-        emitter = Emitter(graph, arrays, shapes, QDQ, preferred=NCHW, is_exact=True)
+        options = {"is_exact": True, "has_guards": True}
+        emitter = Emitter(graph, arrays, shapes, QDQ, preferred=NCHW, **options)
     else:
         graph, arrays, shapes = folded(graph, arrays, shapes)
         emitter = Emitter(graph, arrays, shapes, QDQ, preferred=NCHW, is_exact=False)
