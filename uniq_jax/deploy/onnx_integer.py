@@ -121,9 +121,7 @@ def _encode_sums(emitter: Emitter, node: Node) -> None:
     _put_quantized(emitter, node, x, np.float32(1), layout)
 
 
-def _put_counted(
-    emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, layout: str
-) -> None:
+def _put_counted(emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, layout: str) -> None:
     """The number of thresholds (n, channels or 1) that x reaches."""
     total, make = "", emitter.make
     for row in thresholds:
@@ -174,7 +172,13 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
         one, (scale, *summand) = emitter.constant(1), _factor(emitter, node)
         tail = (zero, "", make.constant(summand[0])) if summand else zeros
         made = make(
-            "MatMulIntegerToFloat", value, weight, one, make.constant(scale), *tail, domain=MICROSOFT
+            "MatMulIntegerToFloat",
+            value,
+            weight,
+            one,
+            make.constant(scale),
+            *tail,
+            domain=MICROSOFT,
         )
     emitter.put(node.name, made, NHWC)
 

@@ -64,7 +64,9 @@ def _chain(
     while (step := nodes.get(name)) is not None and len(users[name]) == 1:
         constants = [arrays[n].reshape(-1) for n in step.inputs if n in arrays]
         values = [n for n in step.inputs if n not in arrays]
-        if len(values) != 1 or any(c.size != np.shape(arrays[n])[-1] for c, n in _sized(step, arrays)):
+        if len(values) != 1 or any(
+            c.size != np.shape(arrays[n])[-1] for c, n in _sized(step, arrays)
+        ):
             break
         if step.operation in ("rescale", "mul"):
             signs = signs * np.where(constants[0] < 0, -1, 1)

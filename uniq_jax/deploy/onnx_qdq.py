@@ -92,9 +92,7 @@ def _encode_sums(emitter: Emitter, node: Node) -> None:
     _put_counted(emitter, node, sums, thresholds, emitter.layout(node.inputs[0]))
 
 
-def _put_counted(
-    emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, layout: str
-) -> None:
+def _put_counted(emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, layout: str) -> None:
     """The number of thresholds (n, channels or 1) that x reaches, each a comparison."""
     reached = []
     for row in thresholds:
