@@ -3,13 +3,14 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from test_deploy_freeze import images, network, unsettled
 
-from uniq_jax import deploy, models
+from uniq_jax import deploy
 from uniq_jax import nn as qnn
 from uniq_jax.deploy import onnx_arithmetic, onnx_levels
 from uniq_jax.deploy.graph import Graph, Node
@@ -23,7 +24,7 @@ pytest.importorskip("openvino")
 SHAPE = (16, 16, 3)
 
 # Method, bits of weights and of activations. N2UQ keeps its first and last layer in float.
-METHODS = [("uniq", 1, 1), ("uniq", 2, 2), ("uniq", 4, 4), ("uniq", 8, 8), ("uniq_n2uq", 2, 3)]
+METHODS = [("uniq", 1, 1), ("uniq", 4, 4), ("uniq", 8, 8), ("uniq_n2uq", 2, 3)]
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +69,17 @@ def test_float_layers_and_n2uq(frozen, tmp_path, form):
     """With the first and last layer in float; sums of floats are a runtime's own."""
     made = frozen("n2uq", 2, 2)
     deploy.export_onnx(made, tmp_path / "model.onnx", form=form)
-    found = deploy.compare_onnx(made, tmp_path / "model.onnx", [images(4, shape=SHAPE)])
+    found = deploy.compare_onnx(made, tmp_path / "model.onnx", [images(5, shape=SHAPE)])
     assert found.mismatches <= found.codes // 1000
     assert found.class_mismatches == 0
 
 
-@pytest.mark.parametrize(("method", "bits"), [("uniq", 4), ("n2uq", 2), ("uniq_n2uq", 2)])
+@pytest.mark.parametrize(("method", "bits"), [("uniq", 4), ("n2uq", 2)])
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_fast_files_have_nearly_every_code(frozen, tmp_path, method, bits, runtime):
     made = frozen(method, bits, bits, integer_thresholds=False)
-    deploy.export_onnx(made, tmp_path / "fast.onnx", batch=4)
-    batch = images(4, shape=SHAPE)
+    deploy.export_onnx(made, tmp_path / "fast.onnx", batch=5)
+    batch = images(5, shape=SHAPE)
     found = deploy.compare_onnx(made, tmp_path / "fast.onnx", [batch], runtime=runtime)
     assert found.mismatches <= found.codes // 200
     assert found.class_mismatches <= 1
@@ -89,9 +90,11 @@ def test_fast_files_have_nearly_every_code(frozen, tmp_path, method, bits, runti
 
 
 @pytest.mark.parametrize("integer_thresholds", [True, False])
-@pytest.mark.parametrize("method", ["uniq", "n2uq"])
-def test_openvino_runs_quantized_convolutions_in_int8(frozen, tmp_path, method, integer_thresholds):
-    made = frozen(method, 2, 2, integer_thresholds)
+@pytest.mark.parametrize(("method", "bits"), [("uniq", 4), ("n2uq", 2)])
+def test_openvino_runs_quantized_convolutions_in_int8(
+    frozen, tmp_path, method, bits, integer_thresholds
+):
+    made = frozen(method, bits, bits, integer_thresholds)
     deploy.export_onnx(made, tmp_path / "model.onnx", batch=1)
     runtime = deploy.compile_openvino(tmp_path / "model.onnx", threads=1).get_runtime_model()
     kinds = [
@@ -111,17 +114,17 @@ def test_openvino_runs_quantized_convolutions_in_int8(frozen, tmp_path, method, 
 
 
 def test_a_wrong_file_is_noticed(frozen, tmp_path):
-    made = frozen("uniq", 2, 2)
+    made = frozen("uniq", 4, 4)
     deploy.export_onnx(made, tmp_path / "model.onnx", form="integer")
     name = next(n.inputs[1] for n in made.graph.nodes if n.operation == "encode_sums")
     moved = {**made.arrays, name: jnp.full_like(made.arrays[name], -(2**30))}
     other = dataclasses.replace(made, arrays=moved)
-    found = deploy.compare_onnx(other, tmp_path / "model.onnx", [images(2, shape=SHAPE)])
+    found = deploy.compare_onnx(other, tmp_path / "model.onnx", [images(5, shape=SHAPE)])
     assert found.mismatches > 0
-    assert [layer.path for layer in found.layers if layer.mismatches][0] == "layer1/0/conv1"
+    assert next(layer.path for layer in found.layers if layer.mismatches) == "layer1/0/conv1"
     assert f"mismatching codes: {found.mismatches} of" in found.summary()
     with pytest.raises(ValueError, match="no codes of"):
-        deploy.compare_onnx(frozen("n2uq", 2, 2), tmp_path / "model.onnx", [images(2, shape=SHAPE)])
+        deploy.compare_onnx(frozen("n2uq", 2, 2), tmp_path / "model.onnx", [images(5, shape=SHAPE)])
     with pytest.raises(ValueError, match="at least one batch"):
         deploy.compare_onnx(made, tmp_path / "model.onnx", [])
     with pytest.raises(ValueError, match=r"runtime \(='tflite'\) must be one of"):
@@ -129,9 +132,9 @@ def test_a_wrong_file_is_noticed(frozen, tmp_path):
 
 
 def test_any_function_of_images_can_be_compared(frozen):
-    made = frozen("uniq", 2, 2)
-    found = deploy.compare_onnx(made, made, [images(2, shape=SHAPE)])
-    assert (found.images, found.class_mismatches, found.layers) == (2, 0, ())
+    made = frozen("uniq", 4, 4)
+    found = deploy.compare_onnx(made, jax.jit(made), [images(5, shape=SHAPE)])
+    assert (found.images, found.class_mismatches, found.layers) == (5, 0, ())
     assert found.logit_difference <= 1e-6
 
 
@@ -157,7 +160,7 @@ def test_batches_and_metadata(frozen, tmp_path):
 def test_kernels_are_stored_packed(frozen, tmp_path):
     sizes = {}
     for bits in (1, 2, 4):
-        made = frozen("uniq", bits, bits)
+        made = frozen("uniq_n2uq", 2, 3) if bits == 2 else frozen("uniq", bits, bits)
         deploy.export_onnx(made, tmp_path / "model.onnx")
         model = onnx.load(tmp_path / "model.onnx")
         sizes[bits] = sum(t.ByteSize() for t in model.graph.initializer if t.data_type == 2)
@@ -171,7 +174,7 @@ def test_kernels_are_stored_packed(frozen, tmp_path):
 
 
 def test_what_cannot_be_written_is_an_error(frozen, tmp_path):
-    made = frozen("uniq", 2, 2)
+    made = frozen("uniq", 4, 4)
     with pytest.raises(ValueError, match=r"form \(='qonnx'\) must be one of 'qdq', 'integer'"):
         deploy.export_onnx(made, tmp_path / "x.onnx", form="qonnx")
     with pytest.raises(ValueError, match=r"batch \(=0\) must be an integer, at least 1, or None"):
@@ -228,7 +231,7 @@ def mobilenet():
 # Formulas for thresholds
 
 
-@pytest.mark.parametrize("count", [1, 3, 7, 15, 31])
+@pytest.mark.parametrize("count", [1, 3, 7, 15])
 def test_quotients_have_the_codes_of_thresholds(count):
     rng = np.random.default_rng(count)
     codes = np.arange(1, count + 1)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from uniq_jax.deploy import integers
+from uniq_jax.deploy.graph import Node
 from uniq_jax.deploy.network import FrozenNetwork
 from uniq_jax.deploy.runtimes import compile_openvino, open_onnxruntime
 from uniq_jax.deploy.verification import LayerCheck
@@ -79,26 +79,17 @@ def compare_onnx(
     if runtime not in get_args(Runtime):
         allowed = ", ".join(map(repr, get_args(Runtime)))
         raise ValueError(f"runtime (={runtime!r}) must be one of {allowed}")
-    encodes = [node for node in network.graph.nodes if node.operation in _ENCODES]
+    encodes = _encodes(network)
     if callable(file):
         encodes, of_file = [], _logits_only(file)
     else:
         of_file = _with_codes(file, [node.name for node in encodes], runtime)
 
-    @jax.jit
-    def of_frozen(images: jax.Array) -> Any:
-        values = network.values(images)
-        codes = {
-            node.name: integers.codes_of(values[node.name], integers.form(*node["grid"]))
-            for node in encodes
-        }
-        return values[network.graph.output], codes
-
     total, classes, largest, difference = 0, 0, 0.0, 0.0
     counts, mismatches = np.zeros(len(encodes), int), np.zeros(len(encodes), int)
     for batch in batches:
         images = np.asarray(batch, np.float32)
-        logits, codes = jax.tree.map(np.asarray, of_frozen(jnp.asarray(images)))
+        logits, codes = jax.tree.map(np.asarray, _of_frozen(network, images))
         found = of_file(images)
         for i, node in enumerate(encodes):
             counts[i] += codes[node.name].size
@@ -117,6 +108,21 @@ def compare_onnx(
         LayerCheck(node.layer, int(n), int(m)) for node, n, m in zip(encodes, counts, mismatches)
     )
     return ExportCheck(total, layers, difference / (largest or 1.0), classes)
+
+
+def _encodes(network: FrozenNetwork) -> list[Node]:
+    return [node for node in network.graph.nodes if node.operation in _ENCODES]
+
+
+@jax.jit
+def _of_frozen(network: FrozenNetwork, images: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+    """Logits, and the codes of every quantizer by the name of its node."""
+    values = network.values(images)
+    codes = {
+        node.name: integers.codes_of(values[node.name], integers.form(*node["grid"]))
+        for node in _encodes(network)
+    }
+    return values[network.graph.output], codes
 
 
 def _logits_only(function: Callable[[np.ndarray], Any]) -> Outputs:

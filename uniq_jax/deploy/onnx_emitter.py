@@ -1,4 +1,4 @@
-"""What turns the nodes of a frozen network into ONNX nodes: values, their layouts and their codes."""
+"""What makes ONNX nodes of a frozen network: its values, their layouts and their codes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

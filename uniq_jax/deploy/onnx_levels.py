@@ -143,12 +143,12 @@ def kernel_digits(
     form = integers.form(*grid)
     operands = codes.astype(np.int32) * form.code_factor + form.code_shift
     rest = operands * form.factor + form.shift
-    base = 256
-    while largest_sum * (base // 2) >= EXACT * whole:
-        base //= 2
+    # Digits from -largest to largest, so that none is left over.
+    largest = min(127, (EXACT - 1) * whole // largest_sum)
+    base = 2 * largest + 1
     digits = []
     while np.any(rest):
-        digit = (rest + base // 2) % base - base // 2
+        digit = (rest + largest) % base - largest
         digits.append((base ** len(digits), digit.astype(np.int8)))
         rest = (rest - digit) // base
     return digits

@@ -1,8 +1,8 @@
 """Max pooling in front of the steps that end in it, where it has fewer numbers to leave.
 
 The largest of f(x) is f of the largest x, to the last bit, where f does not fall: a scale, batch
-norm, biases, ReLU. Channels with a negative scale fall; there the kernel's sign is changed, and that
-of the scale, which both change no number.
+norm, biases, ReLU. Where a channel's scale is negative it does fall; there the signs of kernel and
+scale are changed, which changes no number behind them.
 """
 
 import dataclasses

@@ -148,7 +148,11 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
     scale = (scale.astype(np.float64) / step).astype(np.float32)
     scale = make.constant(scale.reshape(()) if scale.size == 1 else scale)
     weight = make("DequantizeLinear", weight, scale, axis=0 if is_conv(node) else 1)
-    emitter.put(node.name, multiplied(emitter, node, x, weight), layout)
+    sums = multiplied(emitter, node, x, weight)
+    if len(emitter.users.get(node.name, ())) > 1:
+        # OpenVINO gives one user's scale to all of them.
+        sums = emitter.apart(sums)
+    emitter.put(node.name, sums, layout)
 
 
 def _strided(emitter: Emitter, node: Node, x: str) -> tuple[str, Node]:
