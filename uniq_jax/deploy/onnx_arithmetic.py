@@ -10,6 +10,9 @@ import numpy as np
 from uniq_jax.deploy.thresholds import ALWAYS, NEVER
 from uniq_jax.deploy.uniform import uniform_step
 
+# Integers below this are float32 numbers.
+_EXACT = 2**24
+
 # Candidates of `quotient`: so many at once, and so often.
 _CANDIDATES, _ROUNDS = 2048, 200
 
@@ -73,32 +76,101 @@ def line(
       float32 (channels,) twice; None where some channel's codes are not near enough to a line. They
       hold whether or not a runtime rounds the product before it adds.
     """
-    limits = thresholds.astype(np.float64)
-    count = len(limits)
-    # With places i - 1/2, code i begins where the line `sum = slope * place + start` crosses
-    # place i: above the largest sum that has a lower code, and not above the smallest that has it.
-    high = np.where(limits == NEVER, np.inf, np.where(limits == ALWAYS, -largest_sum, limits))
-    low = np.where(limits == NEVER, largest_sum, np.where(limits == ALWAYS, -np.inf, limits - 1))
-    places = np.arange(1, count + 1) - 0.5
-    least, most = np.full(limits.shape[1], 1e-6), np.full(limits.shape[1], np.inf)
-    for i in range(count):
-        for j in range(i + 1, count):
-            least = np.maximum(least, (low[j] - high[i]) / (j - i))
-            most = np.minimum(most, (high[j] - low[i]) / (j - i))
-    if np.any(least >= most):
+    low, high = _around(thresholds, largest_sum)
+    slopes = _slopes(low, high)
+    if slopes is None:
         return None
-    slope = np.where(np.isinf(most), least + 1, (least + np.minimum(most, 1e9)) / 2)
-    begin = np.max(low - slope * places[:, None], axis=0)
-    end = np.min(high - slope * places[:, None], axis=0)
-    if np.any(begin >= end):
+    slope = slopes[0] + (slopes[1] - slopes[0]) / 2
+    start, is_there = _start(low, high, slope)
+    if not np.all(is_there):
         return None
-    start = np.where(
-        np.isinf(begin), end - 1, np.where(np.isinf(end), begin + 1, (begin + end) / 2)
-    )
     factor = (signs / slope).astype(np.float32)
     summand = (-start / slope).astype(np.float32)
     fits = _fits(factor, summand, low, high, signs, largest_sum)
     return (factor, summand) if fits else None
+
+
+def integer_line(
+    thresholds: np.ndarray,
+    signs: np.ndarray,
+    largest_sum: int,
+    largest_factor: int,
+    stretch: int = 1,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Numbers for which codes are `clip(round((stretch * f * sum + b) * scale), 0, n)`.
+
+    As integer convolutions of runtimes have it, with the factor in the kernel: they add an integer
+    before they scale, so that the line has fewer places to be. The larger the factor, the more.
+
+    Args:
+      thresholds: as of `line`.
+      signs: as of `line`.
+      largest_sum: as of `line`.
+      largest_factor: the magnitude that f may have.
+      stretch: of all channels.
+
+    Returns:
+      f and b, int32, and scale, float32, of each channel; or None.
+    """
+    low, high = _around(thresholds, largest_sum)
+    slopes = _slopes(low, high)
+    if slopes is None:
+        return None
+    factors = np.zeros(signs.size, np.int32)
+    summands, scales = np.zeros_like(factors), np.zeros(signs.size, np.float32)
+    for part in sorted(np.linspace(0.02, 0.98, 49), key=lambda part: abs(part - 0.5)):
+        slope = slopes[0] + (slopes[1] - slopes[0]) * part
+        start, _ = _start(low, high, slope)
+        for factor in range(largest_factor, 0, -1):
+            whole = factor * stretch
+            summand = np.rint(-start * whole)
+            scale = (1 / (slope * whole)).astype(np.float32)
+            fits = whole * largest_sum + np.abs(summand) < _EXACT
+            for points, is_reached in ((high, True), (low, False)):
+                sums = whole * np.clip(points, -largest_sum, largest_sum) + summand
+                reached = np.rint(sums.astype(np.float32) * scale) >= _codes(low)
+                fits &= np.all(np.isinf(points) | (reached == is_reached), axis=0)
+            fits &= factors == 0
+            factors[fits] = (factor * signs)[fits]
+            summands[fits], scales[fits] = summand[fits], scale[fits]
+            if np.all(factors):
+                return factors, summands, scales
+    return None
+
+
+def _around(thresholds: np.ndarray, largest_sum: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest sums below each threshold, and the smallest that reach it; infinite for none."""
+    limits = thresholds.astype(np.float64)
+    high = np.where(limits == NEVER, np.inf, np.where(limits == ALWAYS, -largest_sum, limits))
+    low = np.where(limits == NEVER, largest_sum, np.where(limits == ALWAYS, -np.inf, limits - 1))
+    return low, high
+
+
+def _codes(low: np.ndarray) -> np.ndarray:
+    return np.arange(1, len(low) + 1)[:, None]
+
+
+def _slopes(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Between which slopes a line `sum = slope * (code - 1/2) + start` can pass all thresholds.
+
+    It has to lie above `low` and not above `high` at every code.
+    """
+    least, most = np.full(low.shape[1], 1e-6), np.full(low.shape[1], np.inf)
+    for i in range(len(low)):
+        for j in range(i + 1, len(low)):
+            least = np.maximum(least, (low[j] - high[i]) / (j - i))
+            most = np.minimum(most, (high[j] - low[i]) / (j - i))
+    most = np.where(np.isinf(most), least + 2, most)
+    return None if np.any(least >= most) else (least, most)
+
+
+def _start(low: np.ndarray, high: np.ndarray, slope: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where lines of these slopes best start, and whether any start is right."""
+    places = _codes(low) - 0.5
+    begin = np.max(low - slope * places, axis=0)
+    end = np.min(high - slope * places, axis=0)
+    middle = np.where(np.isinf(end), begin + 1, (begin + end) / 2)
+    return np.where(np.isinf(begin), end - 1, middle), begin < end
 
 
 def _fits(
@@ -110,7 +182,7 @@ def _fits(
     largest_sum: int,
 ) -> bool:
     """Whether the sums on both sides of each threshold have their codes."""
-    codes = np.arange(1, len(low) + 1)[:, None]
+    codes = _codes(low)
     for points, is_reached in ((high, True), (low, False)):
         sums = np.clip(points, -largest_sum, largest_sum) * signs
         exact = factor.astype(np.float64) * sums + summand

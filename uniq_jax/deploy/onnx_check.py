@@ -8,16 +8,12 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
-from uniq_jax.deploy import integers
-from uniq_jax.deploy.graph import Node
 from uniq_jax.deploy.network import FrozenNetwork
 from uniq_jax.deploy.runtimes import compile_openvino, open_onnxruntime
-from uniq_jax.deploy.verification import LayerCheck
+from uniq_jax.deploy.verification import LayerCheck, encodes_of, logits_and_codes
 
 Runtime = Literal["onnxruntime", "openvino"]
 Outputs = Callable[[np.ndarray], dict[str, np.ndarray]]
-
-_ENCODES = ("encode", "encode_sums")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +75,7 @@ def compare_onnx(
     if runtime not in get_args(Runtime):
         allowed = ", ".join(map(repr, get_args(Runtime)))
         raise ValueError(f"runtime (={runtime!r}) must be one of {allowed}")
-    encodes = _encodes(network)
+    encodes = encodes_of(network)
     if callable(file):
         encodes, of_file = [], _logits_only(file)
     else:
@@ -89,11 +85,11 @@ def compare_onnx(
     counts, mismatches = np.zeros(len(encodes), int), np.zeros(len(encodes), int)
     for batch in batches:
         images = np.asarray(batch, np.float32)
-        logits, codes = jax.tree.map(np.asarray, _of_frozen(network, images))
+        logits, codes = jax.tree.map(np.asarray, logits_and_codes(network, images))
         found = of_file(images)
-        for i, node in enumerate(encodes):
-            counts[i] += codes[node.name].size
-            mismatches[i] += int(np.sum(codes[node.name] != found[node.name]))
+        for i, (node, wanted) in enumerate(zip(encodes, codes)):
+            counts[i] += wanted.size
+            mismatches[i] += int(np.sum(wanted != found[node.name]))
         if found["logits"].shape != logits.shape:
             raise ValueError(
                 f"file gives logits of shape {found['logits'].shape}, and network {logits.shape}"
@@ -108,21 +104,6 @@ def compare_onnx(
         LayerCheck(node.layer, int(n), int(m)) for node, n, m in zip(encodes, counts, mismatches)
     )
     return ExportCheck(total, layers, difference / (largest or 1.0), classes)
-
-
-def _encodes(network: FrozenNetwork) -> list[Node]:
-    return [node for node in network.graph.nodes if node.operation in _ENCODES]
-
-
-@jax.jit
-def _of_frozen(network: FrozenNetwork, images: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-    """Logits, and the codes of every quantizer by the name of its node."""
-    values = network.values(images)
-    codes = {
-        node.name: integers.codes_of(values[node.name], integers.form(*node["grid"]))
-        for node in _encodes(network)
-    }
-    return values[network.graph.output], codes
 
 
 def _logits_only(function: Callable[[np.ndarray], Any]) -> Outputs:

@@ -47,6 +47,7 @@ class Emitter:
       has_guards: whether rounded numbers are kept from what follows, as `apart` does.
       codes: of the quantizers so far.
       int32: names of the integer sums that are int32; others are float32.
+      quantized: names of the products that are uint8 codes already, but for a clip.
       in_kernels: names of the affine nodes whose scale is in the kernel of a product.
     """
 
@@ -72,6 +73,7 @@ class Emitter:
         self.has_guards = has_guards
         self.codes: dict[str, Codes] = {}
         self.int32: set[str] = set()
+        self.quantized: set[str] = set()
         self.in_kernels: set[str] = set()
         self._table = table
         self._values: dict[tuple[str, str], str] = {}

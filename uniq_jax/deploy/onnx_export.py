@@ -115,5 +115,5 @@ def onnx_about(metadata: Mapping[str, str]) -> About:
             f"the ONNX file has format version {version}, and this package knows {_VERSION}; it "
             "takes a newer uniq_jax"
         )
-    values = json.loads(metadata["about"])
-    return About(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = json.loads(metadata["about"])
+    return About(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})  # pyright: ignore

@@ -7,11 +7,12 @@ is joined. Thresholds are comparisons, or a formula that is proved to have their
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from uniq_jax.deploy.graph import Node
-from uniq_jax.deploy.onnx_arithmetic import line, quotient
+from uniq_jax.deploy.onnx_arithmetic import integer_line, line, quotient
 from uniq_jax.deploy.onnx_builder import MICROSOFT
 from uniq_jax.deploy.onnx_emitter import NHWC, Codes, Emit, Emitter, code_name
 from uniq_jax.deploy.onnx_levels import (
@@ -31,6 +32,8 @@ from uniq_jax.deploy.onnx_levels import (
     signed_sums,
 )
 from uniq_jax.deploy.onnx_operations import (
+    INT8,
+    INT32,
     LOWEST,
     OPERATIONS,
     UINT8,
@@ -38,8 +41,11 @@ from uniq_jax.deploy.onnx_operations import (
     is_conv,
     limit,
     maximum,
+    turned,
 )
 from uniq_jax.deploy.uniform import uniform_step
+from uniq_jax.nn import levels
+from uniq_jax.quantizers import Grid
 
 
 def _maximum(emitter: Emitter, node: Node) -> None:
@@ -109,6 +115,9 @@ def _encode_sums(emitter: Emitter, node: Node) -> None:
     """Codes of integer sums, by the thresholds of every channel."""
     name, make = node.inputs[0], emitter.make
     layout = emitter.layout(name)
+    if name in emitter.quantized:
+        _put_clipped(emitter, node, emitter.read(name), layout)
+        return
     found = _line(emitter, node)
     if found is None:
         sums, thresholds = signed_sums(emitter, node)
@@ -134,10 +143,15 @@ def _put_counted(emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, l
 
 def _put_quantized(emitter: Emitter, node: Node, x: str, step: np.float32, layout: str) -> None:
     """The rounded quotient of x and a step, from 0 to the largest code."""
-    make, largest = emitter.make, 2 ** node["grid"][0] - 1
-    zero = make.constant(np.uint8(0))
-    x = make("QuantizeLinear", x, make.constant(step), zero)
-    make("Clip", x, zero, make.constant(np.uint8(largest)), name=code_name(node.name, layout))
+    zero = emitter.make.constant(np.uint8(0))
+    x = emitter.make("QuantizeLinear", x, emitter.make.constant(step), zero)
+    _put_clipped(emitter, node, x, layout)
+
+
+def _put_clipped(emitter: Emitter, node: Node, x: str, layout: str) -> None:
+    """Codes of uint8 numbers that may be above the largest code."""
+    ends = [emitter.make.constant(np.uint8(n)) for n in (0, 2 ** node["grid"][0] - 1)]
+    emitter.make("Clip", x, *ends, name=code_name(node.name, layout))
     _put(emitter, node, layout)
 
 
@@ -148,17 +162,14 @@ def _put(emitter: Emitter, node: Node, layout: str) -> None:
 
 def _integer_product(emitter: Emitter, node: Node) -> None:
     """A product of codes: in int8 where both fit, else, and in groups, of float32 levels."""
+    kind = arithmetic(node["activation"], node["weight"])
+    if kind.is_int8 and is_conv(node) and _put_codes_at_once(emitter, node, kind):
+        return
     if not _is_matrix(node):
         level_product(emitter, node, np.ones(1))
         return
-    make, source = emitter.make, node.inputs[0]
-    kind = arithmetic(node["activation"], node["weight"])
-    value = emitter.codes[source].name
-    if emitter.codes[source].is_float:
-        value = make("Cast", value, to=UINT8)
-    if kind.factor != 1:
-        value = make("Mul", value, make.constant(np.uint8(kind.factor)))
-    value = emitter.transposed(value, emitter.layout(source), NHWC)
+    make = emitter.make
+    value = _unsigned(emitter, node, kind.factor)
     if is_conv(node):
         value = _windows(emitter, node, value, kind)
     codes = kernel_codes(emitter, node)
@@ -169,21 +180,82 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
         made = make("MatMulInteger", value, weight, *zeros)
         emitter.int32.add(node.name)
     else:
-        one, (scale, *summand) = emitter.constant(1), _factor(emitter, node)
+        scale, *summand = _factor(emitter, node)
         tail = (zero, "", make.constant(summand[0])) if summand else zeros
-        made = make(
-            "MatMulIntegerToFloat",
-            value,
-            weight,
-            one,
-            make.constant(scale),
-            *tail,
-            domain=MICROSOFT,
-        )
+        inputs = value, weight, emitter.constant(1), make.constant(scale), *tail
+        made = make("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
     emitter.put(node.name, made, NHWC)
 
 
-def _factor(emitter: Emitter, node: Node) -> tuple[np.ndarray, ...]:
+def _unsigned(emitter: Emitter, node: Node, factor: int) -> str:
+    """The uint8 operands `factor * code` of a product's input."""
+    source = node.inputs[0]
+    codes = emitter.codes[source]
+    value = emitter.make("Cast", codes.name, to=UINT8) if codes.is_float else codes.name
+    if factor != 1:
+        value = emitter.make("Mul", value, emitter.make.constant(np.uint8(factor)))
+    return emitter.transposed(value, emitter.layout(source), NHWC)
+
+
+def _put_codes_at_once(emitter: Emitter, node: Node, kind: Arithmetic) -> bool:
+    """QLinearConv, which sums and quantizes, if its arithmetic has the codes behind a product.
+
+    It adds an integer to each sum and scales it once. Kernel and input are multiplied with small
+    integers for that to be fine enough.
+    """
+    users = emitter.users.get(node.name, ())
+    if len(users) != 1 or users[0].operation != "encode_sums" or _line(emitter, users[0]) is None:
+        return False
+    largest = kind.factor * (2 ** node["activation"][0] - 1)
+    level = levels.largest_level(Grid(*node["weight"]))
+    limits, signs = (emitter.arrays[name] for name in users[0].inputs[1:])
+    for stretch in (1, 2, 4, 8):
+        room = min(127 // level, (2**15 - 1) // (2 * stretch * largest * level))
+        if stretch * largest > 255 or room < 1:
+            break
+        found = integer_line(limits, signs, node["largest_sum"], room, stretch)
+        if found is not None:
+            _quantized_conv(emitter, node, kind, stretch, *found)
+            return True
+    return False
+
+
+def _quantized_conv(
+    emitter: Emitter,
+    node: Node,
+    kind: Arithmetic,
+    stretch: int,
+    factors: np.ndarray,
+    summands: np.ndarray,
+    scales: np.ndarray,
+) -> None:
+    """QLinearConv with the factors of its channels in the kernel."""
+    make, one = emitter.make, emitter.constant(1)
+    weight = make(
+        "Cast", kernel(emitter, node, turned(node, kernel_codes(emitter, node))), to=INT32
+    )
+    weight = make("Mul", weight, make.constant(factors.reshape(-1, 1, 1, 1)))
+    weight = make("Cast", weight, to=INT8)
+    made = make(
+        "QLinearConv",
+        _unsigned(emitter, node, kind.factor * stretch),
+        one,
+        make.constant(np.uint8(kind.zero * stretch)),
+        weight,
+        make.constant(scales),
+        make.constant(np.zeros(scales.shape, np.int8)),
+        one,
+        make.constant(np.uint8(0)),
+        make.constant(summands),
+        domain=MICROSOFT,
+        channels_last=1,
+        **conv_attributes(emitter, node),
+    )
+    emitter.put(node.name, made, NHWC)
+    emitter.quantized.add(node.name)
+
+
+def _factor(emitter: Emitter, node: Node) -> tuple[Any, ...]:
     """What a product multiplies its sums with, and maybe adds."""
     follower = _follower(emitter, node.name)
     if follower is None:

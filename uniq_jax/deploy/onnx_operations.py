@@ -10,6 +10,7 @@ from uniq_jax.deploy.onnx_builder import Builder, onnx
 from uniq_jax.deploy.onnx_emitter import NCHW, NHWC, Emit, Emitter
 
 FLOAT = onnx.TensorProto.FLOAT
+INT8 = onnx.TensorProto.INT8
 INT32 = onnx.TensorProto.INT32
 UINT8 = onnx.TensorProto.UINT8
 
