@@ -24,7 +24,12 @@ pytest.importorskip("openvino")
 SHAPE = (16, 16, 3)
 
 # Method, bits of weights and of activations. N2UQ keeps its first and last layer in float.
-METHODS = [("uniq", 1, 1), ("uniq", 4, 4), ("uniq", 8, 8), ("uniq_n2uq", 2, 3)]
+METHODS = [
+    ("uniq", 1, 1),
+    ("uniq", 4, 4),
+    ("uniq_n2uq", 2, 3),
+    pytest.param("uniq", 8, 8, marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +38,14 @@ def frozen():
     made: dict = {}
 
     def freeze(method, weight_bits, activation_bits, integer_thresholds=True):
-        key = method, weight_bits, activation_bits
+        key = method, weight_bits, activation_bits, integer_thresholds
         if key not in made:
-            model = network(*key)
+            model = network(*key[:3])
             for _, module in nnx.iter_modules(model):
                 if isinstance(getattr(module, "intervals", None), qnn.Threshold):
                     module.intervals[...] *= jnp.linspace(0.7, 1.4, module.intervals.size)
-            made[key] = [deploy.freeze(model, SHAPE, integer_thresholds=t) for t in (False, True)]
-        return made[key][integer_thresholds]
+            made[key] = deploy.freeze(model, SHAPE, integer_thresholds=integer_thresholds)
+        return made[key]
 
     return freeze
 
@@ -61,7 +66,12 @@ def test_exact_files_have_every_code(
     assert found.codes > 10_000
     assert found.class_mismatches == 0
     assert found.logit_difference <= 1e-6
-    onnx.checker.check_model(onnx.load(file), full_check=form == "qdq")
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=form == "qdq")
+    if form == "integer" and method == "uniq":
+        operations = {node.op_type for node in model.graph.node}
+        assert ("QLinearConv" in operations) == (weight_bits < 8)
+        assert ("MatMulIntegerToFloat" in operations) == (weight_bits < 8)
 
 
 @pytest.mark.parametrize("form", ["qdq", "integer"])
@@ -83,8 +93,7 @@ def test_fast_files_have_nearly_every_code(frozen, tmp_path, method, bits, runti
     found = deploy.compare_onnx(made, tmp_path / "fast.onnx", [batch], runtime=runtime)
     assert found.mismatches <= found.codes // 200
     assert found.class_mismatches <= 1
-    exact = frozen(method, bits, bits)
-    deploy.export_onnx(exact, tmp_path / "exact.onnx")
+    deploy.export_onnx(frozen(method, bits, bits), tmp_path / "exact.onnx")
     nodes = [len(onnx.load(tmp_path / f"{n}.onnx").graph.node) for n in ("fast", "exact")]
     assert nodes[0] < nodes[1]
 
@@ -262,6 +271,27 @@ def test_lines_have_the_codes_of_thresholds():
     bent = limits.copy()
     bent[4:, 0] += 90
     assert onnx_arithmetic.line(bent, signs, largest) is None
+
+
+def test_integer_lines_have_the_codes_of_thresholds():
+    rng = np.random.default_rng(1)
+    largest = 500
+    signs = np.where(rng.random(40) < 0.5, -1, 1)
+    exact = rng.uniform(-300, 100, 40) + rng.uniform(9, 60, 40) * np.arange(1, 8)[:, None]
+    limits = np.ceil(exact).astype(np.int64)
+    limits = np.where(limits > largest, NEVER, np.where(limits <= -largest, ALWAYS, limits))
+    sums = np.arange(-largest, largest + 1)[:, None]
+    wanted = (sums * signs >= limits[:, None]).sum(0)
+    for stretch in (1, 2):
+        factors, summands, scales = onnx_arithmetic.integer_line(limits, signs, largest, 9, stretch)
+        assert np.all(factors * signs >= 1)
+        assert np.abs(factors).max() <= 9
+        whole = (stretch * factors * sums + summands).astype(np.float32)
+        np.testing.assert_array_equal(np.clip(np.rint(whole * scales), 0, 7), wanted)
+    assert onnx_arithmetic.integer_line(limits, signs, 2**23, 9) is None
+    bent = limits.copy()
+    bent[4:, 0] += 90
+    assert onnx_arithmetic.integer_line(bent, signs, largest, 9) is None
 
 
 @pytest.mark.parametrize("grid", [(8, 127.5), (8, 128.0), (4, 7.5)])
