@@ -18,7 +18,7 @@ from uniq_jax.deploy.trace import ELEMENTWISE, Traced, trace
 from uniq_jax.nn import levels
 
 # Up to this width a quantizer becomes thresholds of every channel.
-_MOST_BITS = 5
+MOST_BITS = 5
 
 # Products of levels, traced.
 _PRODUCTS = ("conv_general_dilated", "dot_general")
@@ -146,7 +146,7 @@ def _with_sum_thresholds(graph: Graph, arrays: dict[str, Any]) -> Graph:
     changes: dict[str, list[Node]] = {}
     for node in graph.nodes:
         # With more thresholds the float steps are smaller, and faster.
-        if node.operation != "encode" or node["grid"][0] > _MOST_BITS:
+        if node.operation != "encode" or node["grid"][0] > MOST_BITS:
             continue
         chain = _chain(node, nodes, arrays)
         if chain is None:

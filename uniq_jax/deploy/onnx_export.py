@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from uniq_jax.deploy import operations
+from uniq_jax.deploy.freezing import MOST_BITS
 from uniq_jax.deploy.graph import Graph
 from uniq_jax.deploy.network import About, FrozenNetwork
 from uniq_jax.deploy.onnx_emitter import NCHW, NHWC, Emitter
@@ -71,7 +72,7 @@ def to_onnx(network: FrozenNetwork, form: Form, batch: int | None) -> Any:
     if form == "integer":
         graph, arrays, shapes = pooled_early(graph, arrays, shapes)
         emitter = Emitter(graph, arrays, shapes, INTEGER, preferred=NHWC, is_exact=True)
-    elif is_exact(graph):
+    elif _is_exact(graph):
         options = {"is_exact": True, "has_guards": True}
         emitter = Emitter(graph, arrays, shapes, QDQ, preferred=NCHW, **options)
     else:
@@ -92,9 +93,15 @@ def to_onnx(network: FrozenNetwork, form: Form, batch: int | None) -> Any:
     )
 
 
-def is_exact(graph: Graph) -> bool:
-    """Whether a network's file in the form "qdq" keeps every operation."""
-    return any(node.operation == "encode_sums" for node in graph.nodes)
+def _is_exact(graph: Graph) -> bool:
+    """Whether a network's file in the form "qdq" keeps every operation.
+
+    It does where a network was frozen with integer thresholds, which wide quantizers never have.
+    """
+    encodes = [node for node in graph.nodes if node.operation == "encode"]
+    if any(node.operation == "encode_sums" for node in graph.nodes):
+        return True
+    return bool(encodes) and all(node["grid"][0] > MOST_BITS for node in encodes)
 
 
 def onnx_about(metadata: Mapping[str, str]) -> About:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from uniq_jax.deploy.freezing import MOST_BITS
 from uniq_jax.deploy.graph import Graph, Node, pruned
 from uniq_jax.deploy.uniform import uniform_step
 
@@ -107,7 +108,7 @@ class _Folder:
         bits, offset = node["grid"]
         is_uniform = uniform_step(self.arrays[node.inputs[1]], offset) is not None
         x = node.inputs[0]
-        if is_uniform or bits > 5:
+        if is_uniform or bits > MOST_BITS:
             return [
                 dataclasses.replace(
                     node, inputs=(self._unrectified(x, thresholds), *node.inputs[1:])
