@@ -18,7 +18,7 @@ from uniq_jax.deploy.trace import ELEMENTWISE, Traced, trace
 from uniq_jax.nn import levels
 
 # Up to this width a quantizer becomes thresholds of every channel.
-_MOST_BITS = 5
+MOST_BITS = 5
 
 # Products of levels, traced.
 _PRODUCTS = ("conv_general_dilated", "dot_general")
@@ -164,7 +164,7 @@ def _with_sum_thresholds(graph: Graph, arrays: dict[str, Any], *, wanted: bool) 
             changes[node.name] = [_kept(node, chain)]
             continue
         # With more thresholds the float steps are smaller, and faster.
-        if node["grid"][0] > _MOST_BITS or not wanted:
+        if node["grid"][0] > MOST_BITS or not wanted:
             why = "as asked" if not wanted else f"{node['grid'][0]} bits"
             changes[node.name] = [_kept(node, why)]
             continue

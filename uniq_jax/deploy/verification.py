@@ -89,13 +89,13 @@ def verify(model: nnx.Module, frozen: FrozenNetwork, batches: Iterable[Any]) -> 
     """
     evaluated = nnx.clone(model)
     evaluated.eval()
-    encodes = _encodes(frozen)
+    encodes = encodes_of(frozen)
     total, classes, largest, difference = 0, 0, 0.0, 0.0
     counts, mismatches = np.zeros(len(encodes), int), np.zeros(len(encodes), int)
     for images in batches:
         images = jnp.asarray(images, jnp.float32)
         logits, codes = _of_model(evaluated, images)
-        frozen_logits, frozen_codes = _of_frozen(frozen, images)
+        frozen_logits, frozen_codes = logits_and_codes(frozen, images)
         if [c.shape for c in codes] != [c.shape for c in frozen_codes]:
             raise ValueError("frozen is of another model: its quantizers see other shapes")
         counts += [c.size for c in codes]
@@ -112,7 +112,8 @@ def verify(model: nnx.Module, frozen: FrozenNetwork, batches: Iterable[Any]) -> 
     return Verification(total, layers, difference / (largest or 1.0), classes)
 
 
-def _encodes(frozen: FrozenNetwork) -> list[Node]:
+def encodes_of(frozen: FrozenNetwork) -> list[Node]:
+    """The quantizers of activations, in the order of their calls."""
     return [node for node in frozen.graph.nodes if node.operation in _ENCODES]
 
 
@@ -125,11 +126,12 @@ def _of_model(model: Any, images: jax.Array) -> tuple[jax.Array, list[jax.Array]
 
 
 @jax.jit
-def _of_frozen(frozen: FrozenNetwork, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+def logits_and_codes(frozen: FrozenNetwork, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """The logits, and the codes of every quantizer of `encodes_of`."""
     values = frozen.values(images)
     codes = [
         integers.codes_of(values[node.name], integers.form(*node["grid"]))
-        for node in _encodes(frozen)
+        for node in encodes_of(frozen)
     ]
     return values[frozen.graph.output], codes
 
