@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from uniq_jax.deploy.freezing import freeze as freeze
     from uniq_jax.deploy.size import Size as Size
     from uniq_jax.deploy.size import model_size as model_size
+    from uniq_jax.deploy.stablehlo import export_stablehlo as export_stablehlo
     from uniq_jax.deploy.verification import LayerCheck as LayerCheck
     from uniq_jax.deploy.verification import Verification as Verification
     from uniq_jax.deploy.verification import verify as verify
@@ -25,6 +26,7 @@ _LAZY = {
     "LayerCheck": "verification",
     "Size": "size",
     "Verification": "verification",
+    "export_stablehlo": "stablehlo",
     "freeze": "freezing",
     "model_size": "size",
     "verify": "verification",
