@@ -1,0 +1,309 @@
+"""A frozen network's operations as OpenVINO's, its binary convolutions as BinaryConvolution.
+
+Codes and sums are float32 numbers, integers all of them. BinaryConvolution multiplies ±1 by ±1:
+
+    inputs {0, 1}, where bit b stands for 2b − 1:  sums = (result + Σ kernel) / 2
+    inputs ±1:                                     sums = result
+
+Padding has the code 0, the bit 0, in the first case, and is left out in the second.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import openvino
+from openvino import opset15 as ops
+
+from uniq_jax.deploy import integers
+from uniq_jax.deploy.channels_first import ChannelsFirst
+from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.uniform import uniform_step
+
+Value = Any
+
+# Up to this many thresholds each has a comparison.
+_FEW = 31
+
+# BinaryConvolution's sums are wrong where a pixel's bits do not fill bytes.
+_CHANNELS = 8
+
+_TINY = np.finfo(np.float32).tiny
+
+# Less than any number of a network, and not what a compiler takes for nothing.
+_LOW = np.float32(-1e30)
+
+_SIMPLE: Mapping[str, Callable[..., Value]] = {
+    "add": ops.add,
+    "sub": ops.subtract,
+    "mul": ops.multiply,
+    "div": ops.divide,
+    "max": ops.maximum,
+    "min": ops.minimum,
+    "neg": ops.negative,
+    "abs": ops.abs,
+    "exp": ops.exp,
+    "tanh": ops.tanh,
+    "logistic": ops.sigmoid,
+    "sqrt": ops.sqrt,
+    "floor": ops.floor,
+    "dot_general": lambda x, kernel: ops.matmul(x, kernel, False, False),
+}
+
+
+def is_binary(node: Node, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether a node is a product that BinaryConvolution can be.
+
+    Args:
+      node: of `ChannelsFirst.graph`.
+      arrays: its constants.
+    """
+    if node.operation != "integer_product" or node["weight"] != (1, 0.5):
+        return False
+    kernel = arrays[node.inputs[1]]
+    return (
+        node["activation"] in ((1, 0.0), (1, 0.5))
+        and kernel.ndim == 4
+        and node["feature_group_count"] == 1
+        and kernel.shape[1] % _CHANNELS == 0
+    )
+
+
+def model(network: ChannelsFirst, batch: int | None) -> openvino.Model:
+    """The network in OpenVINO's operations, from "input" to "logits".
+
+    Args:
+      network: of `channels_first`.
+      batch: how many images a call takes; None for any number.
+
+    Raises:
+      NotImplementedError: for an operation that has no form here; the message names it.
+    """
+    size = -1 if batch is None else batch
+    shape = openvino.PartialShape([size, *network.graph.image_shape])
+    images = ops.parameter(shape, np.float32, name="input")
+    images.output(0).set_names({"input"})
+    writer = _Writer(network)
+    writer.values["input"] = images
+    for node in network.graph.nodes:
+        writer.values[node.name] = writer.write(node)
+    logits = ops.result(writer.values[network.graph.output], name="logits")
+    logits.output(0).set_names({"logits"})
+    return openvino.Model([logits], [images], "frozen")
+
+
+class _Writer:
+    """Writes nodes one by one; of codes that binary products take, it writes the bits too."""
+
+    def __init__(self, network: ChannelsFirst):
+        self.network = network
+        self.nodes = {node.name: node for node in network.graph.nodes}
+        self.users = network.graph.users()
+        self.values: dict[str, Value] = {}
+        self.bits: dict[str, Value] = {}
+
+    def write(self, node: Node) -> Value:
+        """The output of a node whose inputs are written."""
+        special = getattr(self, f"_{node.operation}", None)
+        if special is not None:
+            return special(node)
+        if node.operation not in _SIMPLE:
+            raise NotImplementedError(
+                f"OpenVINO's file has no form for the operation {node.operation!r} ({node.name})"
+            )
+        return _SIMPLE[node.operation](*self._inputs(node))
+
+    def _inputs(self, node: Node) -> list[Value]:
+        return [self._input(node, i) for i in range(len(node.inputs))]
+
+    def _input(self, node: Node, index: int = 0) -> Value:
+        name = node.inputs[index]
+        return self.values[name] if name in self.values else _constant(self._array(node, index))
+
+    def _array(self, node: Node, index: int) -> np.ndarray:
+        return self.network.arrays[node.inputs[index]]
+
+    def _add(self, node: Node) -> Value:
+        inputs = self._inputs(node)
+        if all(name in self.values for name in node.inputs):
+            # The sum of two branches, joined to a BinaryConvolution, is wrong; this keeps it apart.
+            inputs = [ops.maximum(x, _constant(_LOW)) for x in inputs]
+        return ops.add(*inputs)
+
+    def _max(self, node: Node) -> Value:
+        array = self.network.arrays.get(node.inputs[1])
+        if array is not None and array.ndim == 0 and array == 0:
+            return ops.relu(self._input(node))
+        return ops.maximum(*self._inputs(node))
+
+    def _prelu(self, node: Node) -> Value:
+        return ops.prelu(self._input(node), _constant(self._array(node, 1).reshape(-1)))
+
+    def _convert_element_type(self, node: Node) -> Value:
+        if node["new_dtype"] != "float32":
+            raise NotImplementedError(f"OpenVINO's file has no numbers of {node['new_dtype']}")
+        return self._input(node)
+
+    def _rescale(self, node: Node) -> Value:
+        product = self.nodes.get(node.inputs[0])
+        scale = self._array(node, 1)
+        x = self._input(node)
+        if product is not None and self._is_binary(product):
+            total, factor = self._correction(product)
+            x, scale = ops.add(x, _constant(total)), scale * factor
+        # The maximum keeps the product's rounding apart from that of a sum behind it.
+        return ops.maximum(ops.multiply(x, _constant(scale)), _constant(_LOW))
+
+    def _pad(self, node: Node) -> Value:
+        low, high, _ = zip(*node["padding_config"])
+        if not any((*low, *high)):
+            return self._input(node)
+        value = self._input(node, 1)
+        return ops.pad(self._input(node), np.array(low), np.array(high), "constant", value)
+
+    def _slice(self, node: Node) -> Value:
+        rank = len(node["start_indices"])
+        last = np.iinfo(np.int64).max
+        stop = [n if isinstance(n, int) else last for n in node["limit_indices"]]
+        step = np.array(node["strides"] or (1,) * rank)
+        start = np.array(node["start_indices"])
+        return ops.slice(self._input(node), start, np.array(stop), step, np.arange(rank))
+
+    def _reshape(self, node: Node) -> Value:
+        sizes = np.array([n if isinstance(n, int) else -1 for n in node["new_sizes"]])
+        return ops.reshape(self._input(node), sizes, False)
+
+    def _transpose(self, node: Node) -> Value:
+        return ops.transpose(self._input(node), np.array(node["permutation"]))
+
+    def _reduce_window_max(self, node: Node) -> Value:
+        low, high = zip(*node["padding"][2:])
+        window, strides = node["window_dimensions"][2:], node["window_strides"][2:]
+        pooled = ops.max_pool(
+            self._input(node), [*strides], [1, 1], [*low], [*high], [*window]
+        )
+        return pooled.output(0)
+
+    def _mean_pixels(self, node: Node) -> Value:
+        height, width = self.network.shapes[node.inputs[0]][2:]
+        rows = ops.reduce_sum(self._input(node), np.array([2]), False)
+        total = ops.reduce_sum(rows, np.array([2]), False)
+        return ops.multiply(total, _constant(1 / (height * width)))
+
+    def _conv_general_dilated(self, node: Node) -> Value:
+        return self._convolution(node, self._array(node, 1))
+
+    def _convolution(self, node: Node, kernel: np.ndarray) -> Value:
+        groups = node["feature_group_count"]
+        convolution = ops.convolution
+        if groups > 1:
+            kernel = kernel.reshape(groups, -1, *kernel.shape[1:])
+            convolution = ops.group_convolution
+        return convolution(self._input(node), _constant(kernel), *_window(node))
+
+    def _integer_product(self, node: Node) -> Value:
+        kernel = self._array(node, 1)
+        if self._is_binary(node):
+            bits = _bit_tensor(kernel > 0)
+            pad_value = -1.0 if node["activation"][1] == 0 else 0.0
+            x = self.bits[node.inputs[0]]
+            return ops.binary_convolution(x, bits, *_window(node), "xnor-popcount", pad_value)
+        kernel = _levels(kernel, integers.form(*node["weight"]))
+        if kernel.ndim == 2:
+            return ops.matmul(self._input(node), _constant(kernel), False, False)
+        return self._convolution(node, kernel)
+
+    def _correction(self, product: Node) -> tuple[np.ndarray, np.float32]:
+        """(t, f), float32: sums of a binary product are `(result + t) * f`."""
+        kernel = _levels(self._array(product, 1), integers.form(*product["weight"]))
+        if product["activation"][1]:
+            return np.zeros((1, kernel.shape[0], 1, 1), np.float32), np.float32(1)
+        return kernel.sum((1, 2, 3)).reshape(1, -1, 1, 1), np.float32(0.5)
+
+    def _decode(self, node: Node) -> Value:
+        return self._input(node)
+
+    def _encode(self, node: Node) -> Value:
+        x, limits = self._input(node), self._array(node, 1)
+        x = ops.negative(x) if node["negate"] else x
+        if self._has_binary_user(node):
+            edge = np.nextafter(limits.reshape(1, 1, 1, 1), np.float32(-np.inf))
+            self.bits[node.name] = _bits(x, edge, np.array(True))
+        step = None if limits.size <= _FEW else uniform_step(limits, node["grid"][1])
+        if step is None:
+            return _level_of_code(_count(x, list(limits)), node)
+        # A grid of half-integers has them between codes.
+        code = ops.add(ops.divide(x, _constant(step)), _constant(node["grid"][1]))
+        code = ops.round(ops.clamp(code, 0.0, float(limits.size)), "half_to_even")
+        return _level_of_code(code, node)
+
+    def _encode_sums(self, node: Node) -> Value:
+        product = self.nodes[node.inputs[0]]
+        rank = len(self.network.shapes[product.name])
+        shape = (1, -1, *[1] * (rank - 2))
+        limits = self._array(node, 1).astype(np.float64)
+        signs = self._array(node, 2).astype(np.float64).reshape(shape)
+        x = self._input(node)
+        total, factor = self._correction(product) if self._is_binary(product) else (0.0, 1.0)
+        # Thresholds of the result: results are integers, and thresholds lie between them.
+        edges = [(limit.reshape(shape) - 0.5) * signs / factor - total for limit in limits]
+        if self._has_binary_user(node):
+            self.bits[node.name] = _bits(x, edges[0], signs > 0)
+        edges = [(edge * signs).astype(np.float32) for edge in edges]
+        return _level_of_code(_count(ops.multiply(x, _constant(signs)), edges), node)
+
+    def _is_binary(self, node: Node) -> bool:
+        return is_binary(node, self.network.arrays)
+
+    def _has_binary_user(self, node: Node) -> bool:
+        return any(self._is_binary(user) for user in self.users.get(node.name, ()))
+
+
+def _constant(values: Any) -> Value:
+    return ops.constant(np.asarray(values, np.float32))
+
+
+def _window(node: Node) -> tuple[list[int], ...]:
+    low, high = zip(*node["padding"])
+    return [*node["window_strides"]], [*low], [*high], [*node["rhs_dilation"]]
+
+
+def _levels(operands: np.ndarray, form: integers.Form) -> np.ndarray:
+    return operands.astype(np.float32) * form.factor + form.shift
+
+
+def _level_of_code(code: Value, node: Node) -> Value:
+    """The integer level of a code, float32."""
+    bits, offset = node["grid"]
+    if offset == int(offset):
+        return ops.subtract(code, _constant(offset)) if offset else code
+    return ops.subtract(ops.multiply(code, _constant(2)), _constant(2**bits - 1))
+
+
+def _count(x: Value, limits: list[np.ndarray]) -> Value:
+    """How many limits `x` reaches, float32."""
+    reached = [ops.convert(ops.greater_equal(x, _constant(limit)), "f32") for limit in limits]
+    total = reached[0]
+    for one in reached[1:]:
+        total = ops.add(total, one)
+    return total
+
+
+def _bits(x: Value, edge: np.ndarray, rises: np.ndarray) -> Value:
+    """The bits of a binary product's input: `x > edge` where it rises, `x <= edge` where it falls.
+
+    Each constant is one of its own: OpenVINO joins no others to the operation before.
+    """
+    edge = edge.astype(np.float32)
+    # An edge of 0 is taken for none.
+    edge = np.where(np.abs(edge) < _TINY, _TINY, edge)
+    low, high = np.where(rises, 0, 1), np.where(rises, 1, 0)
+    return ops.fake_quantize(
+        x, _constant(edge), _constant(edge), _constant(low), _constant(high), 2
+    )
+
+
+def _bit_tensor(bits: np.ndarray) -> Value:
+    tensor = openvino.Tensor(openvino.Type.u1, openvino.Shape(bits.shape))
+    tensor.data.reshape(-1)[:] = np.packbits(bits.reshape(-1), bitorder="little")
+    return ops.constant(tensor)
