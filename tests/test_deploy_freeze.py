@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -163,33 +162,6 @@ def test_every_grid_lies_in_int8(bits, offset):
     factor = 2 if offset != int(offset) else 1
     expected = factor * (np.arange(2**bits) - offset)
     np.testing.assert_array_equal(integers.levels_of(operands, form), expected)
-
-
-@pytest.mark.parametrize("first", [(2, 0.0), (8, 0.0), (8, 127.5)])
-@pytest.mark.parametrize("second", [(3, 3.5), (8, 127.5), (8, 128.0)])
-def test_integer_convolutions_are_those_of_levels_with_padding(first, second):
-    rng = np.random.default_rng(0)
-    forms = integers.form(*first), integers.form(*second)
-    codes = [
-        jnp.asarray(rng.integers(0, 2**bits, shape), jnp.uint8)
-        for (bits, _), shape in zip((first, second), ((2, 5, 5, 3), (3, 3, 3, 4)))
-    ]
-    operands = [integers.operand(c, f) for c, f in zip(codes, forms)]
-
-    def convolve(a, b, dtype):
-        return jax.lax.conv_general_dilated(
-            a,
-            b,
-            (2, 2),
-            [(1, 1)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            preferred_element_type=dtype,
-        )
-
-    wanted = convolve(*(integers.levels_of(o, f) for o, f in zip(operands, forms)), jnp.float32)
-    found = integers.product(*operands, lambda a, b: convolve(a, b, jnp.int32), *forms)
-    assert found.dtype == jnp.int32
-    np.testing.assert_array_equal(found, wanted)
 
 
 def test_what_cannot_be_frozen_is_an_error():

@@ -128,9 +128,7 @@ def _integer_product(node: Node, source: Node, layer: Any, arrays: dict[str, Any
     offset = grids[1].max_code if grids[1].has_half_levels else grids[1].offset
     codes = (kernel + offset) / (2 if grids[1].has_half_levels else 1)
     weight = integers.form(grids[1].bits, grids[1].offset)
-    arrays[f"{node.name}_kernel"] = np.asarray(
-        integers.operand(jnp.asarray(codes.astype(np.int16)), weight)
-    )
+    arrays[f"{node.name}_kernel"] = integers.operand(codes.astype(np.int16), weight)
     attributes = (
         ("activation", (grids[0].bits, grids[0].offset)),
         ("weight", (grids[1].bits, grids[1].offset)),

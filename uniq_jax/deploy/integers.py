@@ -1,19 +1,15 @@
-"""Exact products of codes in integer arithmetic.
+"""Codes as int8 operands, which the integer units of processors multiply into int32.
 
-Operands are int8, which the integer units of processors multiply into int32. A grid of levels is
-brought to int8 by a form: `level = factor * operand + shift`, where zero padding is the level 0.
+A grid of levels is brought to int8 by a form: `level = factor * operand + shift`.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from uniq_jax.quantizers import Grid
-
-Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 # Up to this many thresholds each has a comparison; more are found by a guess and two comparisons.
 _FEW = 31
@@ -33,6 +29,12 @@ class Form:
     code_factor: int
     code_shift: int
 
+    @property
+    def zero(self) -> int | None:
+        """The operand of the level 0; None where there is none."""
+        operand, rest = divmod(-self.shift, self.factor)
+        return operand if rest == 0 else None
+
 
 def form(bits: int, offset: float) -> Form:
     """The form of a grid: integer levels are `code - offset`, or twice that for half-integers."""
@@ -47,7 +49,7 @@ def form(bits: int, offset: float) -> Form:
     return Form(1, 128 - zero, 1, -128)
 
 
-def operand(codes: jax.Array, form: Form) -> jax.Array:
+def operand(codes: Any, form: Form) -> Any:
     """Codes, of any integer dtype, as int8 operands."""
     return (codes.astype(jnp.int16) * form.code_factor + form.code_shift).astype(jnp.int8)
 
@@ -60,30 +62,6 @@ def codes_of(operands: Any, form: Form) -> Any:
 def levels_of(operands: jax.Array, form: Form) -> jax.Array:
     """The integer levels of operands, float32."""
     return operands.astype(jnp.float32) * form.factor + form.shift
-
-
-def product(a: jax.Array, b: jax.Array, multiply: Product, first: Form, second: Form) -> jax.Array:
-    """The product of two arrays of levels, int32, from their int8 operands.
-
-    With a = f·a' + g and b = h·b' + k it is `fh·a'b' + fk·a'1 + gh·1b' + gk·11`: shifts (which only
-    8-bit grids have) cost a product with ones. That of the input's shift needs one image only.
-
-    Args:
-      a: int8, the input, whose first axis is the batch.
-      b: int8, the kernel.
-      multiply: the bilinear map, into int32; what it pads is 0.
-      first: the form of `a`.
-      second: the form of `b`.
-    """
-    total = first.factor * second.factor * multiply(a, b)
-    ones = jnp.ones_like(a[:1])
-    if second.shift:
-        total = total + first.factor * second.shift * multiply(a, jnp.ones_like(b))
-    if first.shift:
-        total = total + first.shift * second.factor * multiply(ones, b)
-    if first.shift and second.shift:
-        total = total + first.shift * second.shift * multiply(ones, jnp.ones_like(b))
-    return total
 
 
 def count_below(x: jax.Array, thresholds: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from uniq_jax import exact
-from uniq_jax.deploy import integers
+from uniq_jax.deploy import integers, products
 from uniq_jax.deploy.graph import Graph, Node
 
 Operation = Callable[..., jax.Array]
@@ -43,37 +43,6 @@ def _reduce_window_max(node: Node, x: jax.Array) -> jax.Array:
 def _rescale(node: Node, sums: jax.Array, scale: jax.Array) -> jax.Array:
     del node
     return exact.rescale(sums.astype(scale.dtype), scale)
-
-
-def convolve(node: Node, x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
-    """The node's convolution of other operands."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        node["window_strides"],
-        node["padding"],
-        node["lhs_dilation"],
-        node["rhs_dilation"],
-        lax.ConvDimensionNumbers(*node["dimension_numbers"]),
-        node["feature_group_count"],
-        node["batch_group_count"],
-        preferred_element_type=dtype,
-    )
-
-
-def multiply(node: Node, x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
-    """The bilinear map of a node that has the attributes of a convolution or a dot product."""
-    if "window_strides" in dict(node.attributes):
-        return convolve(node, x, kernel, dtype)
-    return lax.dot_general(x, kernel, node["dimension_numbers"], preferred_element_type=dtype)
-
-
-def _integer_product(node: Node, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        return multiply(node, a, b, jnp.int32)
-
-    activation, weight = node["activation"], node["weight"]
-    return integers.product(x, kernel, product, integers.form(*activation), integers.form(*weight))
 
 
 def _encode(node: Node, x: jax.Array, thresholds: jax.Array) -> jax.Array:
@@ -132,12 +101,12 @@ OPERATIONS: Mapping[str, Operation] = {
     "reduce_max": lambda node, x: x.max(node["axes"]),
     "argmax": lambda node, x: lax.argmax(x, node["axes"][0], jnp.dtype(node["index_dtype"])),
     "reduce_window_max": _reduce_window_max,
-    "dot_general": multiply,
-    "conv_general_dilated": multiply,
+    "dot_general": products.multiply,
+    "conv_general_dilated": products.multiply,
     "prelu": _elementwise(exact.exact_prelu),
     "mean_pixels": _elementwise(exact.exact_mean),
     "rescale": _rescale,
-    "integer_product": _integer_product,
+    "integer_product": products.integer_product,
     "encode": _encode,
     "encode_sums": _encode_sums,
     "decode": _decode,
