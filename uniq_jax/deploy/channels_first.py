@@ -97,7 +97,9 @@ class _Changes:
             attributes["dimension_numbers"] = _NCHW
             node = self._inputs(node, self._kernel)
         elif node.operation == "reshape" and ranks[-1] != 4:
-            back = Node(f"{node.name}_pixels", "transpose", node.inputs, (("permutation", (0, 2, 3, 1)),))
+            back = Node(
+                f"{node.name}_pixels", "transpose", node.inputs, (("permutation", (0, 2, 3, 1)),)
+            )
             self.more[back.name] = self.sizes[node.inputs[0]]
             return [back, dataclasses.replace(node, inputs=(back.name,))]
         else:

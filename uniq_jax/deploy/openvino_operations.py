@@ -8,7 +8,7 @@ Codes and sums are float32 numbers, integers all of them. BinaryConvolution mult
 Padding has the code 0, the bit 0, in the first case, and is left out in the second.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ _CHANNELS = 8
 
 _TINY = np.finfo(np.float32).tiny
 
-# Less than any number of a network, and not what a compiler takes for nothing.
+# Less than any number of a network.
 _LOW = np.float32(-1e30)
 
 _SIMPLE: Mapping[str, Callable[..., Value]] = {
@@ -69,27 +69,32 @@ def is_binary(node: Node, arrays: Mapping[str, np.ndarray]) -> bool:
     )
 
 
-def model(network: ChannelsFirst, batch: int | None) -> openvino.Model:
-    """The network in OpenVINO's operations, from "input" to "logits".
+def model(
+    network: ChannelsFirst, batch: int | None, *, outputs: Sequence[str] = ()
+) -> openvino.Model:
+    """The network in OpenVINO's operations, from "images" to "logits".
 
     Args:
       network: of `channels_first`.
       batch: how many images a call takes; None for any number.
+      outputs: nodes whose values are outputs too, behind the logits; those of codes are levels.
 
     Raises:
       NotImplementedError: for an operation that has no form here; the message names it.
     """
-    size = -1 if batch is None else batch
-    shape = openvino.PartialShape([size, *network.graph.image_shape])
-    images = ops.parameter(shape, np.float32, name="input")
-    images.output(0).set_names({"input"})
+    channels, *pixels = network.graph.image_shape
+    shape = openvino.PartialShape([-1 if batch is None else batch, *pixels, channels])
+    images = ops.parameter(shape, np.float32, name="images")
+    images.output(0).set_names({"images"})
     writer = _Writer(network)
-    writer.values["input"] = images
+    writer.values["input"] = ops.transpose(images, np.array([0, 3, 1, 2]))
     for node in network.graph.nodes:
         writer.values[node.name] = writer.write(node)
-    logits = ops.result(writer.values[network.graph.output], name="logits")
-    logits.output(0).set_names({"logits"})
-    return openvino.Model([logits], [images], "frozen")
+    names = (network.graph.output, *outputs)
+    results = [ops.result(writer.values[name], name=name) for name in names]
+    for result, name in zip(results, ("logits", *outputs)):
+        result.output(0).set_names({name})
+    return openvino.Model(results, [images], "frozen")
 
 
 class _Writer:
@@ -123,17 +128,14 @@ class _Writer:
     def _array(self, node: Node, index: int) -> np.ndarray:
         return self.network.arrays[node.inputs[index]]
 
-    def _add(self, node: Node) -> Value:
-        inputs = self._inputs(node)
-        if all(name in self.values for name in node.inputs):
-            # The sum of two branches, joined to a BinaryConvolution, is wrong; this keeps it apart.
-            inputs = [ops.maximum(x, _constant(_LOW)) for x in inputs]
-        return ops.add(*inputs)
-
     def _max(self, node: Node) -> Value:
         array = self.network.arrays.get(node.inputs[1])
-        if array is not None and array.ndim == 0 and array == 0:
-            return ops.relu(self._input(node))
+        if array is not None and array.ndim == 0:
+            if array == 0:
+                return ops.relu(self._input(node))
+            if array <= _LOW and self._is_of_float_sums(node):
+                # These are rounded anyhow, and one step without it.
+                return self._input(node)
         return ops.maximum(*self._inputs(node))
 
     def _prelu(self, node: Node) -> Value:
@@ -151,7 +153,8 @@ class _Writer:
         if product is not None and self._is_binary(product):
             total, factor = self._correction(product)
             x, scale = ops.add(x, _constant(total)), scale * factor
-        # The maximum keeps the product's rounding apart from that of a sum behind it.
+        # The maximum keeps the product's rounding apart from that of a sum behind it, and a
+        # BinaryConvolution apart from a residual sum, which it does not always take up rightly.
         return ops.maximum(ops.multiply(x, _constant(scale)), _constant(_LOW))
 
     def _pad(self, node: Node) -> Value:
@@ -179,9 +182,7 @@ class _Writer:
     def _reduce_window_max(self, node: Node) -> Value:
         low, high = zip(*node["padding"][2:])
         window, strides = node["window_dimensions"][2:], node["window_strides"][2:]
-        pooled = ops.max_pool(
-            self._input(node), [*strides], [1, 1], [*low], [*high], [*window]
-        )
+        pooled = ops.max_pool(self._input(node), [*strides], [1, 1], [*low], [*high], [*window])
         return pooled.output(0)
 
     def _mean_pixels(self, node: Node) -> Value:
@@ -251,6 +252,18 @@ class _Writer:
             self.bits[node.name] = _bits(x, edges[0], signs > 0)
         edges = [(edge * signs).astype(np.float32) for edge in edges]
         return _level_of_code(_count(ops.multiply(x, _constant(signs)), edges), node)
+
+    def _is_of_float_sums(self, node: Node) -> bool:
+        """Whether a node's input comes from a product of floats, through constants alone."""
+        while True:
+            others = [name for name in node.inputs if name not in self.network.arrays]
+            if len(others) != 1 or others[0] not in self.nodes:
+                return False
+            node = self.nodes[others[0]]
+            if node.operation in ("conv_general_dilated", "dot_general"):
+                return True
+            if node.operation not in ("add", "sub", "mul", "max"):
+                return False
 
     def _is_binary(self, node: Node) -> bool:
         return is_binary(node, self.network.arrays)
