@@ -3,6 +3,9 @@
 An operation takes its node and its inputs, and gives the output. Elementwise ones broadcast.
 """
 
+import functools
+import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +18,9 @@ from uniq_jax.deploy import integers, products
 from uniq_jax.deploy.graph import Graph, Node
 
 Operation = Callable[..., jax.Array]
+
+# Larger windows of max pooling are not written out.
+_FEW_PIXELS = 9
 
 
 def _elementwise(function: Callable[..., jax.Array]) -> Operation:
@@ -37,7 +43,19 @@ def _slice(node: Node, x: jax.Array) -> jax.Array:
 
 def _reduce_window_max(node: Node, x: jax.Array) -> jax.Array:
     names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
-    return lax.reduce_window(x, -jnp.inf, lax.max, *(node[name] for name in names))
+    window, strides, padding, base_dilation, dilation = (tuple(node[name]) for name in names)
+    if max(base_dilation) > 1 or math.prod(window) > _FEW_PIXELS:
+        return lax.reduce_window(x, -jnp.inf, lax.max, *(node[name] for name in names))
+    # XLA:CPU takes the maximum of shifted images in a quarter of the time.
+    x = lax.pad(x, -jnp.inf, [(low, high, 0) for low, high in padding])
+    spans = [(n - 1) * d + 1 for n, d in zip(window, dilation)]
+    sizes = [(n - s) // t + 1 for n, s, t in zip(x.shape, spans, strides)]
+    shifted = []
+    for offsets in itertools.product(*(range(n) for n in window)):
+        starts = [i * d for i, d in zip(offsets, dilation)]
+        stops = [a + (n - 1) * t + 1 for a, n, t in zip(starts, sizes, strides)]
+        shifted.append(lax.slice(x, starts, stops, strides))
+    return functools.reduce(jnp.maximum, shifted)
 
 
 def _rescale(node: Node, sums: jax.Array, scale: jax.Array) -> jax.Array:

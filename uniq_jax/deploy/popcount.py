@@ -9,14 +9,13 @@ XNORs of ±1; an activation that is 0 makes an AND of it). A pixel of the paddin
 adds nothing.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 _WORD_BITS = 32
-
-# Terms of one sum that are written out; the compiler takes long over more.
-_MOST_TERMS = 160
 
 
 def pack(bits: jax.Array) -> jax.Array:
@@ -35,7 +34,8 @@ def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
       kernel: integer, ±1, (inputs, outputs).
     """
     words, weights = pack(x), _known(kernel)
-    return _with_ones([words], [weights], _ones(words))
+    ones = _ones(words)
+    return _apart(lambda words, ones: 2 * _common([words], [weights]) - ones, words, ones)
 
 
 def convolve(
@@ -54,11 +54,10 @@ def convolve(
       padding: pixels in front and behind, of both.
       dilation: of the kernel.
     """
-    words, weights = pack(x), _known(kernel)
+    words, weights = lax.optimization_barrier(pack(x)), _known(kernel)
     words = jnp.pad(words, [(0, 0), *padding, (0, 0)])
     spans = [d * (n - 1) + 1 for n, d in zip(kernel.shape[:2], dilation)]
     sizes = [(n - s) // t + 1 for n, s, t in zip(words.shape[1:3], spans, strides)]
-    ones = _ones(words)
 
     def tap(array: jax.Array, i: int, j: int) -> jax.Array:
         start = (i * dilation[0], j * dilation[1])
@@ -67,8 +66,12 @@ def convolve(
         return array[:, rows, columns]
 
     taps = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
-    window_ones = sum((tap(ones, *t) for t in taps[1:]), start=tap(ones, *taps[0]))
-    return _with_ones([tap(words, *t) for t in taps], [weights[t] for t in taps], window_ones)
+
+    def sums(words: jax.Array, ones: jax.Array) -> jax.Array:
+        common = _common([tap(words, *t) for t in taps], [weights[t] for t in taps])
+        return 2 * common - sum((tap(ones, *t) for t in taps[1:]), start=tap(ones, *taps[0]))
+
+    return _apart(sums, words, _ones(words))
 
 
 def _known(kernel: jax.Array) -> jax.Array:
@@ -88,12 +91,22 @@ def _ones(words: jax.Array) -> jax.Array:
     return jnp.sum(lax.population_count(words).astype(jnp.int32), -1, keepdims=True)
 
 
-def _with_ones(taps: list[jax.Array], weights: list[jax.Array], ones: jax.Array) -> jax.Array:
-    """`2 · Σ popcount(tap & weight) − ones`; taps (..., words), weights (words, outputs)."""
-    terms = [(x, w, i) for x, w in zip(taps, weights) for i in range(w.shape[0])]
-    total = jnp.zeros((), jnp.int32)
-    for first in range(0, len(terms), _MOST_TERMS):
-        some = terms[first : first + _MOST_TERMS]
-        counts = [lax.population_count(x[..., i, None] & w[i]) for x, w, i in some]
-        total = total + sum(counts[1:], start=counts[0]).astype(jnp.int32)
-    return 2 * total - ones
+def _common(taps: list[jax.Array], weights: list[jax.Array]) -> jax.Array:
+    """Σ popcount(tap & weight), int32; taps are (..., words), weights (words, outputs)."""
+    counts = [
+        lax.population_count(x[..., i, None] & w[i])
+        for x, w in zip(taps, weights)
+        for i in range(w.shape[0])
+    ]
+    return sum(counts[1:], start=counts[0]).astype(jnp.int32)
+
+
+def _apart(sums: Callable[..., jax.Array], words: jax.Array, ones: jax.Array) -> jax.Array:
+    """`sums(words, ones)`, which XLA:CPU fuses with nothing.
+
+    It would count anew for each of the operations that use a sum, in their loops. What is a branch,
+    although one that is always taken, it leaves alone.
+    """
+    shape = jax.eval_shape(sums, words, ones)
+    is_possible = ones.reshape(-1)[0] >= 0
+    return lax.cond(is_possible, sums, lambda *_: jnp.zeros(shape.shape, shape.dtype), words, ones)
