@@ -1,0 +1,217 @@
+"""Exported files in their runtimes, and whether they are the frozen network: code by code."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uniq_jax.deploy import integers
+from uniq_jax.deploy.network import FrozenNetwork
+from uniq_jax.deploy.verification import LayerCheck
+
+Runtime = Literal["onnxruntime", "openvino"]
+Outputs = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+_ENCODES = ("encode", "encode_sums")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportCheck:
+    """An exported file and the frozen network on the same images.
+
+    Attributes:
+      images: how many.
+      layers: the quantizers, in the order of their calls; () where only logits were compared.
+      logit_difference: the largest difference of two logits, over the largest logit.
+      class_mismatches: images whose largest logit is of another class.
+    """
+
+    images: int
+    layers: tuple[LayerCheck, ...]
+    logit_difference: float
+    class_mismatches: int
+
+    @property
+    def codes(self) -> int:
+        """Codes that were compared, over all layers."""
+        return sum(layer.codes for layer in self.layers)
+
+    @property
+    def mismatches(self) -> int:
+        """Codes that differ, over all layers."""
+        return sum(layer.mismatches for layer in self.layers)
+
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"mismatching classes: {self.class_mismatches} of {self.images}; "
+            f"mismatching codes: {self.mismatches} of {self.codes}"
+        )
+
+
+def compile_openvino(model: str | os.PathLike[str] | bytes, *, threads: int | None = None) -> Any:
+    """A file compiled by OpenVINO for this machine's CPU, in float32 wherever it is not int8.
+
+    OpenVINO's default is bfloat16 where the processor has it, which changes logits by per cents.
+
+    Args:
+      model: path of a .onnx or .xml file, or the content of an ONNX file.
+      threads: to run on; None for OpenVINO's choice.
+
+    Returns:
+      An `openvino.CompiledModel`.
+
+    Raises:
+      ModuleNotFoundError: without the package openvino.
+    """
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "OpenVINO is missing: pip install 'uniq_jax[openvino]'", name=error.name
+        ) from error
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        options |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    core = openvino.Core()
+    read = core.read_model(model if isinstance(model, bytes) else os.fspath(model))
+    return core.compile_model(read, "CPU", options)
+
+
+def open_onnxruntime(model: str | os.PathLike[str] | bytes, *, threads: int | None = None) -> Any:
+    """A file as a session of ONNX Runtime on this machine's CPU; arguments as above.
+
+    Returns:
+      An `onnxruntime.InferenceSession`.
+
+    Raises:
+      ModuleNotFoundError: without the package onnxruntime.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "ONNX Runtime is missing: pip install 'uniq_jax[onnx]'", name=error.name
+        ) from error
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
+    content = model if isinstance(model, bytes) else os.fspath(model)
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def compare_onnx(
+    network: FrozenNetwork,
+    file: str | os.PathLike[str] | Callable[[np.ndarray], Any],
+    batches: Iterable[Any],
+    *,
+    runtime: Runtime = "onnxruntime",
+) -> ExportCheck:
+    """Compares an exported file, run by its runtime, with the frozen network.
+
+    Of ONNX files the codes are compared too: a copy in memory has them as outputs. Where a fast
+    form is checked, that may keep its runtime from joining some nodes.
+
+    Args:
+      network: that the file was made of.
+      file: path of an ONNX file; or, for any other format, a function of images to logits.
+      batches: of images, float32 (batch, height, width, channels), normalized.
+      runtime: that runs the file: "onnxruntime" or "openvino".
+
+    Raises:
+      ValueError: if there are no batches, the runtime is no such, or the file is of another
+        network.
+    """
+    if runtime not in get_args(Runtime):
+        allowed = ", ".join(map(repr, get_args(Runtime)))
+        raise ValueError(f"runtime (={runtime!r}) must be one of {allowed}")
+    encodes = [node for node in network.graph.nodes if node.operation in _ENCODES]
+    if callable(file):
+        encodes, of_file = [], _logits_only(file)
+    else:
+        of_file = _with_codes(file, [node.name for node in encodes], runtime)
+
+    @jax.jit
+    def of_frozen(images: jax.Array) -> Any:
+        values = network.values(images)
+        codes = {
+            node.name: integers.codes_of(values[node.name], integers.form(*node["grid"]))
+            for node in encodes
+        }
+        return values[network.graph.output], codes
+
+    total, classes, largest, difference = 0, 0, 0.0, 0.0
+    counts, mismatches = np.zeros(len(encodes), int), np.zeros(len(encodes), int)
+    for batch in batches:
+        images = np.asarray(batch, np.float32)
+        logits, codes = jax.tree.map(np.asarray, of_frozen(jnp.asarray(images)))
+        found = of_file(images)
+        for i, node in enumerate(encodes):
+            counts[i] += codes[node.name].size
+            mismatches[i] += int(np.sum(codes[node.name] != found[node.name]))
+        if found["logits"].shape != logits.shape:
+            raise ValueError(
+                f"file gives logits of shape {found['logits'].shape}, and network {logits.shape}"
+            )
+        total += len(images)
+        classes += int(np.sum(logits.argmax(-1) != found["logits"].argmax(-1)))
+        difference = max(difference, float(np.max(np.abs(logits - found["logits"]))))
+        largest = max(largest, float(np.max(np.abs(logits))))
+    if not total:
+        raise ValueError("batches must hold at least one batch")
+    layers = tuple(
+        LayerCheck(node.layer, int(n), int(m)) for node, n, m in zip(encodes, counts, mismatches)
+    )
+    return ExportCheck(total, layers, difference / (largest or 1.0), classes)
+
+
+def _logits_only(function: Callable[[np.ndarray], Any]) -> Outputs:
+    return lambda images: {"logits": np.asarray(function(images))}
+
+
+def _with_codes(file: str | os.PathLike[str], names: list[str], runtime: Runtime) -> Outputs:
+    """What gives the logits and the codes of these quantizers, axes in the network's order."""
+    from uniq_jax.deploy.onnx_builder import onnx
+    from uniq_jax.deploy.onnx_emitter import NCHW, NHWC, code_name
+
+    model = onnx.load(os.fspath(file))
+    made = {output for node in model.graph.node for output in node.output}
+    found = {}
+    for name in names:
+        layout = next((x for x in (NCHW, NHWC, "") if code_name(name, x) in made), None)
+        if layout is None:
+            raise ValueError(f"file (={os.fspath(file)!r}) has no codes of {name!r}: it is of another")
+        found[name] = layout
+        tensor = onnx.helper.make_empty_tensor_value_info(code_name(name, layout))
+        model.graph.output.append(tensor)
+    wanted = ["logits", *(code_name(name, layout) for name, layout in found.items())]
+    run = _opened(model.SerializeToString(), wanted, runtime)
+
+    def outputs(images: np.ndarray) -> dict[str, np.ndarray]:
+        logits, *codes = run(images)
+        turned = {
+            name: value.transpose(0, 2, 3, 1) if layout == NCHW else value
+            for (name, layout), value in zip(found.items(), codes)
+        }
+        return {"logits": logits, **turned}
+
+    return outputs
+
+
+def _opened(
+    content: bytes, outputs: list[str], runtime: Runtime
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    if runtime == "onnxruntime":
+        session = open_onnxruntime(content)
+        return lambda images: session.run(outputs, {"images": images})
+    compiled = compile_openvino(content)
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        results = compiled({"images": images})
+        return [results[name] for name in outputs]
+
+    return run

@@ -1,0 +1,126 @@
+"""Frozen networks as ONNX files."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from uniq_jax.deploy import operations
+from uniq_jax.deploy.graph import Graph
+from uniq_jax.deploy.network import About, FrozenNetwork
+from uniq_jax.deploy.onnx_builder import onnx
+from uniq_jax.deploy.onnx_emitter import NCHW, NHWC, Emitter
+from uniq_jax.deploy.onnx_fold import folded
+from uniq_jax.deploy.onnx_integer import INTEGER
+from uniq_jax.deploy.onnx_qdq import QDQ
+
+Form = Literal["qdq", "integer"]
+
+_FORMAT = "uniq_jax.onnx"
+_VERSION = "1"
+
+
+def export_onnx(
+    network: FrozenNetwork,
+    path: str | os.PathLike[str],
+    *,
+    form: Form = "qdq",
+    batch: int | None = None,
+) -> None:
+    """Writes a frozen network as an ONNX file, as a whole or not at all.
+
+    The file's input "images" is float32 (batch, height, width, channels), normalized as
+    `network.about` says; its output "logits" is float32 (batch, classes). Its metadata tells the
+    format, the form and, as JSON, what `About` holds.
+
+    Args:
+      network: of `uniq_jax.freeze`. With integer thresholds (the default there) the form "qdq"
+        keeps every operation, and its codes are those of the network; without them it is folded
+        into fewer and faster operations, and a few codes flip.
+      path: of the file, by custom ending in .onnx.
+      form: "qdq", quantize and dequantize nodes, which OpenVINO runs as int8 convolutions and every
+        runtime can run; or "integer", integer matrix products of ONNX Runtime, always exact.
+      batch: images that the file takes at once; None for any number.
+
+    Raises:
+      ValueError: if `form` or `batch` is none of these.
+      NotImplementedError: if the network has an operation that no file of this form can express;
+        the message names it.
+      OSError: if the file cannot be written.
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"form (={form!r}) must be one of {', '.join(map(repr, get_args(Form)))}")
+    if batch is not None and (not isinstance(batch, int) or batch < 1):
+        raise ValueError(f"batch (={batch!r}) must be an integer, at least 1, or None")
+    data = to_onnx(network, form, batch).SerializeToString()
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_onnx(network: FrozenNetwork, form: Form, batch: int | None) -> Any:
+    """The ONNX model of a network; arguments as of `export_onnx`."""
+    graph, arrays = network.graph, network.arrays
+    shapes = {
+        name: tuple(value.shape) for name, value in operations.shapes(graph, arrays).items()
+    }
+    if form == "integer":
+        emitter = Emitter(graph, arrays, shapes, INTEGER, preferred=NHWC, is_exact=True)
+    elif is_exact(graph):
+        emitter = Emitter(graph, arrays, shapes, QDQ, preferred=NCHW, is_exact=True)
+    else:
+        graph, arrays, shapes = folded(graph, arrays, shapes)
+        emitter = Emitter(graph, arrays, shapes, QDQ, preferred=NCHW, is_exact=False)
+    emitter.run()
+    size = "batch" if batch is None else batch
+    metadata = {
+        "format": _FORMAT,
+        "format_version": _VERSION,
+        "form": form,
+        "about": json.dumps(dataclasses.asdict(network.about)),
+    }
+    return emitter.make.model(
+        [("images", (size, *network.graph.image_shape))],
+        [("logits", (size, *shapes[network.graph.output][1:]))],
+        metadata,
+    )
+
+
+def is_exact(graph: Graph) -> bool:
+    """Whether a network's file in the form "qdq" keeps every operation."""
+    return any(node.operation == "encode_sums" for node in graph.nodes)
+
+
+def read_about(path: str | os.PathLike[str]) -> About:
+    """What `network.about` was when a file was written.
+
+    Raises:
+      OSError: if the file cannot be opened.
+      ValueError: if it is no ONNX file of this package, or of a newer version.
+    """
+    try:
+        model = onnx.load(os.fspath(path))
+    except Exception as error:  # protobuf's DecodeError, of one of its implementations
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"{path} is truncated, or no ONNX file: {error}") from error
+    return about_of({entry.key: entry.value for entry in model.metadata_props}, path)
+
+
+def about_of(metadata: Mapping[str, str], path: str | os.PathLike[str] = "the file") -> About:
+    """The same, of a file's metadata, as runtimes give them."""
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(f"{path} is an ONNX file, but was not written by export_onnx")
+    if metadata.get("format_version") != _VERSION:
+        raise ValueError(
+            f"{path} has format version {metadata.get('format_version')}, and this package knows "
+            f"{_VERSION}"
+        )
+    values = json.loads(metadata["about"])
+    return About(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,217 @@
+"""The form of integer matrix products, with images as (batch, height, width, channels).
+
+A layer gathers the window of every pixel (Pad, Slice, Concat) as uint8 and multiplies it with the
+int8 kernel by ONNX Runtime's MatMulIntegerToFloat, which rounds `sum * scale` once. Every float32
+operation of the frozen network is kept, in its order; ONNX Runtime runs each alone, so that nothing
+is joined. Thresholds are comparisons, or a formula that is proved to have their codes.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.onnx_arithmetic import line, quotient
+from uniq_jax.deploy.onnx_builder import MICROSOFT
+from uniq_jax.deploy.onnx_emitter import NHWC, Codes, Emit, Emitter, code_name
+from uniq_jax.deploy.onnx_levels import (
+    EXACT,
+    FEW,
+    Arithmetic,
+    arithmetic,
+    decode,
+    encode_input,
+    kernel,
+    kernel_codes,
+    level_product,
+    put_guessed,
+    rescaled,
+    signed_sums,
+)
+from uniq_jax.deploy.onnx_operations import (
+    LOWEST,
+    OPERATIONS,
+    UINT8,
+    conv_attributes,
+    is_conv,
+    limit,
+    maximum,
+)
+
+
+def _maximum(emitter: Emitter, node: Node) -> None:
+    """The larger number; what only keeps operations apart has nothing to keep apart here."""
+    if limit(emitter, node) == LOWEST:
+        value = next(name for name in node.inputs if name not in emitter.arrays)
+        emitter.put(node.name, emitter.read(value), emitter.layout(value))
+        return
+    maximum(emitter, node)
+
+
+def _rescale(emitter: Emitter, node: Node) -> None:
+    name = node.inputs[0]
+    value = emitter.read(name) if _follower(emitter, name) is node else rescaled(emitter, node)
+    emitter.put(node.name, value, emitter.layout(name))
+
+
+def _follower(emitter: Emitter, product: str) -> Node | None:
+    """The node whose factor an integer product applies itself: the only one that sees its sums."""
+    users = emitter.users.get(product, ())
+    node = emitter.by_name[product]
+    if len(users) != 1 or not _is_matrix(node) or node["largest_sum"] >= EXACT:
+        return None
+    if users[0].operation == "encode_sums":
+        return users[0] if _line(emitter, users[0]) is not None else None
+    return users[0] if users[0].operation == "rescale" else None
+
+
+def _is_matrix(node: Node) -> bool:
+    """Whether a product is one of uint8 with an int8 matrix here."""
+    if node.operation != "integer_product":
+        return False
+    groups = node["feature_group_count"] if is_conv(node) else 1
+    return groups == 1 and arithmetic(node["activation"], node["weight"]).is_int8
+
+
+def _line(emitter: Emitter, node: Node) -> tuple[np.ndarray, np.ndarray] | None:
+    """Factors and summands that take sums to codes, if there are any."""
+    product = emitter.by_name[node.inputs[0]]
+    if product["largest_sum"] >= EXACT:
+        return None
+    limits, signs = (emitter.arrays[name] for name in node.inputs[1:])
+    return line(limits, signs, product["largest_sum"])
+
+
+def _encode(emitter: Emitter, node: Node) -> None:
+    """Codes of floats, by the thresholds of the whole layer."""
+    x, layout = encode_input(emitter, node)
+    thresholds = emitter.arrays[node.inputs[1]]
+    make = emitter.make
+    if thresholds.size > FEW:
+        put_guessed(emitter, node, x, thresholds, layout)
+        return
+    found = quotient(thresholds) if node["grid"][1] == 0 else None
+    if found is None:
+        _put_counted(emitter, node, x, thresholds[:, None], layout)
+        return
+    factor, step = found
+    if factor != 1:
+        x = make("Mul", x, make.constant(factor))
+    _put_quantized(emitter, node, x, step, layout)
+
+
+def _encode_sums(emitter: Emitter, node: Node) -> None:
+    """Codes of integer sums, by the thresholds of every channel."""
+    name, make = node.inputs[0], emitter.make
+    layout = emitter.layout(name)
+    found = _line(emitter, node)
+    if found is None:
+        sums, thresholds = signed_sums(emitter, node)
+        _put_counted(emitter, node, sums, thresholds, layout)
+        return
+    x = emitter.read(name)
+    if _follower(emitter, name) is not node:
+        factor, summand = (emitter.laid(array, name, layout) for array in found)
+        x = make("Add", make("Mul", x, factor), summand)
+    _put_quantized(emitter, node, x, np.float32(1), layout)
+
+
+def _put_counted(
+    emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, layout: str
+) -> None:
+    """The number of thresholds (n, channels or 1) that x reaches."""
+    total, make = "", emitter.make
+    for row in thresholds:
+        above = make("GreaterOrEqual", x, emitter.laid(row, node.inputs[0], layout))
+        one = make("Cast", above, to=UINT8)
+        total = make("Add", total, one) if total else one
+    make.rename(code_name(node.name, layout))
+    _put(emitter, node, layout)
+
+
+def _put_quantized(emitter: Emitter, node: Node, x: str, step: np.float32, layout: str) -> None:
+    """The rounded quotient of x and a step, from 0 to the largest code."""
+    make, largest = emitter.make, 2 ** node["grid"][0] - 1
+    zero = make.constant(np.uint8(0))
+    x = make("QuantizeLinear", x, make.constant(step), zero)
+    make("Clip", x, zero, make.constant(np.uint8(largest)), name=code_name(node.name, layout))
+    _put(emitter, node, layout)
+
+
+def _put(emitter: Emitter, node: Node, layout: str) -> None:
+    codes = Codes(code_name(node.name, layout), False, node["grid"])
+    emitter.put_codes(node, codes, layout)
+
+
+def _integer_product(emitter: Emitter, node: Node) -> None:
+    """A product of codes: in int8 where both fit, else, and in groups, of float32 levels."""
+    if not _is_matrix(node):
+        level_product(emitter, node, np.ones(1))
+        return
+    make, source = emitter.make, node.inputs[0]
+    kind = arithmetic(node["activation"], node["weight"])
+    value = emitter.codes[source].name
+    if kind.factor != 1:
+        value = make("Mul", value, make.constant(np.uint8(kind.factor)))
+    value = emitter.transposed(value, emitter.layout(source), NHWC)
+    if is_conv(node):
+        value = _windows(emitter, node, value, kind)
+    codes = kernel_codes(emitter, node)
+    weight = kernel(emitter, node, codes.reshape(-1, codes.shape[-1]))
+    zero = make.constant(np.uint8(kind.zero))
+    zeros = (zero,) if kind.zero else ()
+    if node["largest_sum"] >= EXACT:
+        made = make("MatMulInteger", value, weight, *zeros)
+        emitter.int32.add(node.name)
+    else:
+        one, (scale, *summand) = emitter.constant(1), _factor(emitter, node)
+        tail = (zero, "", make.constant(summand[0])) if summand else zeros
+        made = make(
+            "MatMulIntegerToFloat", value, weight, one, make.constant(scale), *tail, domain=MICROSOFT
+        )
+    emitter.put(node.name, made, NHWC)
+
+
+def _factor(emitter: Emitter, node: Node) -> tuple[np.ndarray, ...]:
+    """What a product multiplies its sums with, and maybe adds."""
+    follower = _follower(emitter, node.name)
+    if follower is None:
+        return (np.float32(1),)
+    if follower.operation == "rescale":
+        scale = emitter.arrays[follower.inputs[1]].reshape(-1)
+        return (scale.reshape(()) if scale.size == 1 else scale,)
+    found = _line(emitter, follower)
+    assert found is not None
+    return found
+
+
+def _windows(emitter: Emitter, node: Node, x: str, kind: Arithmetic) -> str:
+    """The window of every pixel of the output, as (batch, height, width, taps · channels)."""
+    make = emitter.make
+    attributes = conv_attributes(emitter, node)
+    (top, left, bottom, right), strides = attributes["pads"], attributes["strides"]
+    if any(attributes["pads"]):
+        pads = make.integers(0, top, left, 0, 0, bottom, right, 0)
+        x = make("Pad", x, pads, make.constant(np.uint8(kind.zero)))
+    size = emitter.arrays[node.inputs[1]].shape[:2]
+    output = emitter.shapes[node.name][1:3]
+    taps = []
+    for i in range(size[0]):
+        for j in range(size[1]):
+            starts = [n * step for n, step in zip((i, j), attributes["dilations"])]
+            spans = [(count - 1) * stride + 1 for count, stride in zip(output, strides)]
+            ends = [start + span for start, span in zip(starts, spans)]
+            ranges = (starts, ends, (1, 2), strides)
+            taps.append(make("Slice", x, *(make.integers(*values) for values in ranges)))
+    return taps[0] if len(taps) == 1 else make("Concat", *taps, axis=3)
+
+
+INTEGER: Mapping[str, Emit] = {
+    **OPERATIONS,
+    "max": _maximum,
+    "rescale": _rescale,
+    "encode": _encode,
+    "encode_sums": _encode_sums,
+    "decode": decode,
+    "integer_product": _integer_product,
+}

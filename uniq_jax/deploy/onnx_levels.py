@@ -1,0 +1,207 @@
+"""Codes, levels and products of codes as ONNX nodes: what both forms of a file share."""
+
+import dataclasses
+
+import numpy as np
+
+from uniq_jax.deploy import integers
+from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.onnx_emitter import Codes, Emitter, code_name
+from uniq_jax.deploy.onnx_operations import (
+    FLOAT,
+    INT32,
+    is_conv,
+    multiplied,
+    product_layout,
+    turned,
+)
+from uniq_jax.nn import levels
+from uniq_jax.quantizers import Grid
+
+# Sums of integers below this are exact in float32, whatever their order.
+EXACT = 2**24
+
+# With more thresholds a code is guessed, and corrected.
+FEW = 31
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """How a product of two grids is calculated.
+
+    Attributes:
+      is_int8: with uint8 codes and int8 weights; else with float32 levels.
+      factor: the uint8 operand is `factor * code`, and the level `operand - zero`.
+      zero: see there.
+    """
+
+    is_int8: bool
+    factor: int
+    zero: int
+
+
+def arithmetic(activation: tuple[int, float], weight: tuple[int, float]) -> Arithmetic:
+    """Of the products of these grids: (bits, offset).
+
+    Processors without VNNI instructions sum pairs of products in 16 bits, which pairs of 7-bit
+    codes and odd 7-bit weights still fit. Wider ones are multiplied as floats.
+    """
+    form = integers.form(*weight)
+    bits, offset = activation
+    factor = 2 if offset != int(offset) else 1
+    largest = factor * (2**bits - 1), levels.largest_level(Grid(*weight))
+    fits = (form.factor, form.shift) == (1, 0) and 2 * largest[0] * largest[1] < 2**15
+    return Arithmetic(fits, factor, int(factor * offset))
+
+
+def kernel_codes(emitter: Emitter, node: Node) -> np.ndarray:
+    """The codes of an integer product's kernel, with the axes that the graph has."""
+    form = integers.form(*node["weight"])
+    return np.asarray(integers.codes_of(emitter.arrays[node.inputs[1]], form))
+
+
+def kernel(emitter: Emitter, node: Node, codes: np.ndarray) -> str:
+    """An int8 kernel, packed in the file."""
+    form = integers.form(*node["weight"])
+    bits = node["weight"][0]
+    return emitter.make.kernel(codes, bits, form.code_factor, form.code_shift)
+
+
+def levels_of(emitter: Emitter, source: str, layout: str) -> str:
+    """The integer levels of a quantizer's codes, float32."""
+    codes, make = emitter.codes[source], emitter.make
+    value = codes.name if codes.is_float else make("Cast", codes.name, to=FLOAT)
+    offset = codes.grid[1]
+    factor = 2 if offset != int(offset) else 1
+    if factor != 1:
+        value = make("Mul", value, emitter.constant(factor))
+    if offset:
+        value = make("Sub", value, emitter.constant(factor * offset))
+    return emitter.transposed(value, emitter.layout(source), layout)
+
+
+def decode(emitter: Emitter, node: Node) -> None:
+    """Levels for what is no product of codes."""
+    layout = emitter.layout(node.inputs[0])
+    emitter.put(node.name, levels_of(emitter, node.inputs[0], layout), layout)
+
+
+def level_product(emitter: Emitter, node: Node, scale: np.ndarray) -> None:
+    """A product of float32 levels: exact, in the exact forms, however large its sums are."""
+    layout, make = product_layout(node), emitter.make
+    x = levels_of(emitter, node.inputs[0], layout)
+    codes = turned(node, kernel_codes(emitter, node))
+    if emitter.is_exact and node["largest_sum"] >= EXACT:
+        emitter.put(node.name, _digit_product(emitter, node, x, codes), layout)
+        emitter.int32.add(node.name)
+        return
+    weight = _stored_levels(emitter, codes, node["weight"])
+    if np.any(scale != 1):
+        scale = scale.reshape((-1, 1, 1, 1) if is_conv(node) else (-1,))
+        weight = make("Mul", weight, make.constant(scale))
+    emitter.put(node.name, multiplied(emitter, node, x, weight), layout)
+
+
+def _stored_levels(emitter: Emitter, codes: np.ndarray, grid: tuple[int, float]) -> str:
+    """The float32 levels of a kernel, which the file has as codes.
+
+    Looked up in a table: of a cast and a product OpenVINO would make an int8 kernel that it takes
+    to floats each time.
+    """
+    form, make = integers.form(*grid), emitter.make
+    values = np.arange(2 ** grid[0]) * form.code_factor + form.code_shift
+    table = make.constant((values * form.factor + form.shift).astype(np.float32))
+    rows = make("Cast", make.constant(codes.astype(np.uint8)), to=INT32)
+    return make("Gather", table, rows)
+
+
+def _digit_product(emitter: Emitter, node: Node, x: str, codes: np.ndarray) -> str:
+    """A product of levels as int32: of the kernel's digits, whose float32 sums are exact."""
+    total, make = "", emitter.make
+    for place, digits in kernel_digits(codes, node["weight"], node["largest_sum"]):
+        digit = make("Cast", make.constant(digits), to=FLOAT)
+        part = make("Cast", multiplied(emitter, node, x, digit), to=INT32)
+        part = make("Mul", part, make.constant(np.int32(place)))
+        total = make("Add", total, part) if total else part
+    return total
+
+
+def kernel_digits(
+    codes: np.ndarray, grid: tuple[int, float], largest_sum: int
+) -> list[tuple[int, np.ndarray]]:
+    """The levels of a kernel as the sum of `place * digits`.
+
+    Args:
+      codes: of the kernel.
+      grid: its bits and offset.
+      largest_sum: of products of levels.
+
+    Returns:
+      Places and int8 digits, as few as keep the sums of their products below 2**24.
+    """
+    whole = levels.largest_level(Grid(*grid))
+    form = integers.form(*grid)
+    operands = codes.astype(np.int32) * form.code_factor + form.code_shift
+    rest = operands * form.factor + form.shift
+    base = 256
+    while largest_sum * (base // 2) >= EXACT * whole:
+        base //= 2
+    digits = []
+    while np.any(rest):
+        digit = (rest + base // 2) % base - base // 2
+        digits.append((base ** len(digits), digit.astype(np.int8)))
+        rest = (rest - digit) // base
+    return digits
+
+
+def rescaled(emitter: Emitter, node: Node) -> str:
+    """The product of integer sums with their scale, rounded once."""
+    name, scale = node.inputs
+    sums = emitter.read(name)
+    if name in emitter.int32:
+        sums = emitter.make("Cast", sums, to=FLOAT)
+    factor = emitter.laid(emitter.arrays[scale], node.name, emitter.layout(name))
+    return emitter.make("Mul", sums, factor)
+
+
+def signed_sums(emitter: Emitter, node: Node) -> tuple[str, np.ndarray]:
+    """Sums times the signs of their channels, and the thresholds (n, channels) of their dtype."""
+    name, limits, signs = node.inputs
+    sums, signs, limits = emitter.read(name), emitter.arrays[signs], emitter.arrays[limits]
+    if name not in emitter.int32:
+        signs = signs.astype(np.float32)
+        # What all sums, or none, reach is just beyond what sums can be.
+        end = emitter.by_name[name]["largest_sum"] + 1
+        limits = np.clip(limits, -end, end).astype(np.float32)
+    if np.any(signs < 0):
+        sums = emitter.make("Mul", sums, emitter.laid(signs, name, emitter.layout(name)))
+    return sums, limits
+
+
+def encode_input(emitter: Emitter, node: Node) -> tuple[str, str]:
+    """What the thresholds of an encode node are compared with, and its layout."""
+    layout = emitter.common(node)
+    x = emitter.read(node.inputs[0], layout)
+    return emitter.make("Neg", x) if node["negate"] else x, layout
+
+
+def put_guessed(emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, layout: str) -> None:
+    """Codes of many, nearly even thresholds: a guess that the thresholds at its sides correct.
+
+    As `uniq_jax.deploy.integers.count_below` has it.
+    """
+    make, count = emitter.make, thresholds.size
+    per_step = (count - 1) / (thresholds[-1] - thresholds[0])
+    guess = make("Sub", x, make.constant(thresholds[0]))
+    guess = make("Floor", make("Mul", guess, make.constant(np.float32(per_step))))
+    guess = make("Add", guess, emitter.constant(1))
+    guess = make("Clip", guess, emitter.constant(0), emitter.constant(count))
+    guess = make("Cast", guess, to=INT32)
+    infinity = np.float32(np.inf)
+    above = make("Gather", make.constant(np.append(thresholds, infinity)), guess)
+    below = make("Gather", make.constant(np.append(-infinity, thresholds)), guess)
+    up = make("Cast", make("GreaterOrEqual", x, above), to=INT32)
+    down = make("Cast", make("Less", x, below), to=INT32)
+    code = make("Sub", make("Add", guess, up), down)
+    code = make("Cast", code, to=FLOAT, name=code_name(node.name, layout))
+    emitter.put_codes(node, Codes(code, True, node["grid"]), layout)
