@@ -8,22 +8,32 @@ Codes and sums are float32 numbers, integers all of them. BinaryConvolution mult
 Padding has the code 0, the bit 0, in the first case, and is left out in the second.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import openvino
-from openvino import opset15 as ops
 
 from uniq_jax.deploy import integers
 from uniq_jax.deploy.channels_first import ChannelsFirst
 from uniq_jax.deploy.graph import Node
 from uniq_jax.deploy.uniform import uniform_step
 
+try:
+    import openvino
+    from openvino import opset15 as ops
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "OpenVINO is missing: pip install 'uniq_jax[openvino]'", name=error.name
+    ) from error
+
 Value = Any
 
 # Up to this many thresholds each has a comparison.
 _FEW = 31
+
+# Operations that are not joined with a sum or product in front of them.
+_APART = ("max", "min", "encode", "encode_sums", "mean_pixels", "reduce_window_max")
 
 # BinaryConvolution's sums are wrong where a pixel's bits do not fill bytes.
 _CHANNELS = 8
@@ -69,15 +79,16 @@ def is_binary(node: Node, arrays: Mapping[str, np.ndarray]) -> bool:
     )
 
 
-def model(
-    network: ChannelsFirst, batch: int | None, *, outputs: Sequence[str] = ()
-) -> openvino.Model:
+def model(network: ChannelsFirst, batch: int | None, *, outputs: Sequence[str] = ()) -> Any:
     """The network in OpenVINO's operations, from "images" to "logits".
 
     Args:
       network: of `channels_first`.
       batch: how many images a call takes; None for any number.
       outputs: nodes whose values are outputs too, behind the logits; those of codes are levels.
+
+    Returns:
+      An `openvino.Model`.
 
     Raises:
       NotImplementedError: for an operation that has no form here; the message names it.
@@ -94,7 +105,8 @@ def model(
     results = [ops.result(writer.values[name], name=name) for name in names]
     for result, name in zip(results, ("logits", *outputs)):
         result.output(0).set_names({name})
-    return openvino.Model(results, [images], "frozen")
+    made: Any = openvino.Model
+    return made(results, [images], "frozen")
 
 
 class _Writer:
@@ -116,7 +128,17 @@ class _Writer:
             raise NotImplementedError(
                 f"OpenVINO's file has no form for the operation {node.operation!r} ({node.name})"
             )
-        return _SIMPLE[node.operation](*self._inputs(node))
+        return self._rounded(node, _SIMPLE[node.operation](*self._inputs(node)))
+
+    def _rounded(self, node: Node, value: Value) -> Value:
+        """A value that OpenVINO does not join with what follows into one rounding.
+
+        Sums of floats are rounded in an order of its own anyhow; they go without.
+        """
+        users = self.users.get(node.name, ())
+        if all(user.operation in _APART for user in users) or self._is_of_float_sums(node):
+            return value
+        return _apart(value)
 
     def _inputs(self, node: Node) -> list[Value]:
         return [self._input(node, i) for i in range(len(node.inputs))]
@@ -153,9 +175,7 @@ class _Writer:
         if product is not None and self._is_binary(product):
             total, factor = self._correction(product)
             x, scale = ops.add(x, _constant(total)), scale * factor
-        # The maximum keeps the product's rounding apart from that of a sum behind it, and a
-        # BinaryConvolution apart from a residual sum, which it does not always take up rightly.
-        return ops.maximum(ops.multiply(x, _constant(scale)), _constant(_LOW))
+        return self._rounded(node, ops.multiply(_apart(x), _constant(scale)))
 
     def _pad(self, node: Node) -> Value:
         low, high, _ = zip(*node["padding_config"])
@@ -187,9 +207,13 @@ class _Writer:
 
     def _mean_pixels(self, node: Node) -> Value:
         height, width = self.network.shapes[node.inputs[0]][2:]
-        rows = ops.reduce_sum(self._input(node), np.array([2]), False)
-        total = ops.reduce_sum(rows, np.array([2]), False)
-        return ops.multiply(total, _constant(1 / (height * width)))
+        total = self._input(node)
+        # Rows from the top, then columns from the left, as the network has it.
+        for size in (height, width):
+            parts = ops.split(total, np.array(2), size).outputs()
+            total = functools.reduce(ops.add, parts)
+            total = ops.squeeze(total, np.array([2]))
+        return ops.multiply(_apart(total), _constant(1 / (height * width)))
 
     def _conv_general_dilated(self, node: Node) -> Value:
         return self._convolution(node, self._array(node, 1))
@@ -226,6 +250,8 @@ class _Writer:
 
     def _encode(self, node: Node) -> Value:
         x, limits = self._input(node), self._array(node, 1)
+        # A denormal limit, between 0 and what is above it, would be taken for 0.
+        limits = np.where((limits > 0) & (limits < _TINY), _TINY, limits)
         x = ops.negative(x) if node["negate"] else x
         if self._has_binary_user(node):
             edge = np.nextafter(limits.reshape(1, 1, 1, 1), np.float32(-np.inf))
@@ -270,6 +296,11 @@ class _Writer:
 
     def _has_binary_user(self, node: Node) -> bool:
         return any(self._is_binary(user) for user in self.users.get(node.name, ()))
+
+
+def _apart(value: Value) -> Value:
+    """The value itself, by an operation that compilers do not join with sums and products."""
+    return ops.maximum(value, _constant(_LOW))
 
 
 def _constant(values: Any) -> Value:
