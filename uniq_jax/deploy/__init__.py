@@ -15,6 +15,7 @@ from uniq_jax.deploy.packed_file import save as save
 if TYPE_CHECKING:
     from uniq_jax.deploy.freezing import freeze as freeze
     from uniq_jax.deploy.openvino_export import export_openvino as export_openvino
+    from uniq_jax.deploy.qonnx_export import export_qonnx as export_qonnx
     from uniq_jax.deploy.size import Size as Size
     from uniq_jax.deploy.size import model_size as model_size
     from uniq_jax.deploy.stablehlo import export_stablehlo as export_stablehlo
@@ -28,6 +29,7 @@ _LAZY = {
     "Size": "size",
     "Verification": "verification",
     "export_openvino": "openvino_export",
+    "export_qonnx": "qonnx_export",
     "export_stablehlo": "stablehlo",
     "freeze": "freezing",
     "model_size": "size",
