@@ -7,9 +7,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-from flax import nnx
+from frozen_networks import SHAPE, images, small
 
-from uniq_jax import deploy, models
+from uniq_jax import deploy
+from uniq_jax.nn import N2uqActivation, N2uqWeight
 
 # What somebody without this package has to write.
 PROGRAM = """
@@ -26,21 +27,12 @@ print(*program.platforms, *[name for name in sys.modules if name.startswith("uni
 
 @pytest.fixture(scope="module")
 def network():
-    model = models.create(
-        "resnet8",
-        num_classes=5,
-        rngs=nnx.Rngs(0),
-        method="n2uq",
-        weight_bits=2,
-        activation_bits=2,
-        width=4,
-    )
-    return deploy.freeze(model, (8, 8, 3))
+    return small(N2uqWeight(2), N2uqActivation(2))
 
 
 def test_it_runs_in_a_process_without_the_package(network, tmp_path):
-    images = np.random.default_rng(0).normal(size=(3, 4, 8, 8, 3)).astype(np.float32)
-    np.save(tmp_path / "images.npy", images)
+    batches = images(12).reshape(3, 4, *SHAPE)
+    np.save(tmp_path / "images.npy", batches)
     deploy.export_stablehlo(network, tmp_path / "model.stablehlo")
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, check=False
@@ -48,14 +40,14 @@ def test_it_runs_in_a_process_without_the_package(network, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["cpu", "cuda", "tpu"]
     logits = np.load(tmp_path / "logits.npy")
-    wanted = np.stack([jax.jit(network)(batch) for batch in images])
+    wanted = np.stack([jax.jit(network)(batch) for batch in batches])
     np.testing.assert_array_equal(logits, wanted)
-    one = jax.jit(network)(images[0, :1])
+    one = jax.jit(network)(batches[0, :1])
     np.testing.assert_array_equal(np.load(tmp_path / "one.npy"), one)
     assert np.ptp(logits) > 0
     about = json.loads((tmp_path / "model.stablehlo.json").read_text())
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
-    assert about["input"] == {"shape": [None, 8, 8, 3], "dtype": "float32"}
+    assert about["input"] == {"shape": [None, *SHAPE], "dtype": "float32"}
     assert about["output"]["shape"] == [None, 5]
     assert {"labels", "mean", "std", "resize_size"} <= about.keys()
 
@@ -65,9 +57,9 @@ def test_a_fixed_batch_is_the_only_one(network, tmp_path):
     deploy.export_stablehlo(network, path, platforms=["cpu"], batch=2)
     program = jax.export.deserialize(path.read_bytes())
     assert program.platforms == ("cpu",)
-    assert program.in_avals[0].shape == (2, 8, 8, 3)
+    assert program.in_avals[0].shape == (2, *SHAPE)
     with pytest.raises(ValueError, match="shape"):
-        program.call(np.zeros((3, 8, 8, 3), np.float32))
+        program.call(np.zeros((3, *SHAPE), np.float32))
 
 
 def test_what_cannot_be_exported_is_an_error(network, tmp_path):

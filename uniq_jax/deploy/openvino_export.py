@@ -9,7 +9,7 @@ from uniq_jax.deploy import openvino_operations
 from uniq_jax.deploy.channels_first import ChannelsFirst, channels_first
 from uniq_jax.deploy.network import FrozenNetwork
 from uniq_jax.deploy.onnx_export import export_onnx
-from uniq_jax.deploy.openvino_operations import openvino
+from uniq_jax.deploy.openvino_values import openvino
 from uniq_jax.deploy.whole_files import written
 
 

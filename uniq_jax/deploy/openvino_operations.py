@@ -17,17 +17,21 @@ import numpy as np
 from uniq_jax.deploy import integers
 from uniq_jax.deploy.channels_first import ChannelsFirst
 from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.openvino_values import (
+    TINY,
+    Value,
+    apart,
+    as_bits,
+    bit_tensor,
+    constant,
+    count,
+    level_of_code,
+    levels,
+    openvino,
+    ops,
+    window,
+)
 from uniq_jax.deploy.uniform import uniform_step
-
-try:
-    import openvino
-    from openvino import opset15 as ops
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "OpenVINO is missing: pip install 'uniq_jax[openvino]'", name=error.name
-    ) from error
-
-Value = Any
 
 # Up to this many thresholds each has a comparison.
 _FEW = 31
@@ -37,11 +41,6 @@ _APART = ("max", "min", "encode", "encode_sums", "mean_pixels", "reduce_window_m
 
 # BinaryConvolution's sums are wrong where a pixel's bits do not fill bytes.
 _CHANNELS = 8
-
-_TINY = np.finfo(np.float32).tiny
-
-# Less than any number of a network.
-_LOW = np.float32(-1e30)
 
 _SIMPLE: Mapping[str, Callable[..., Value]] = {
     "add": ops.add,
@@ -138,14 +137,14 @@ class _Writer:
         users = self.users.get(node.name, ())
         if all(user.operation in _APART for user in users) or self._is_of_float_sums(node):
             return value
-        return _apart(value)
+        return apart(value)
 
     def _inputs(self, node: Node) -> list[Value]:
         return [self._input(node, i) for i in range(len(node.inputs))]
 
     def _input(self, node: Node, index: int = 0) -> Value:
         name = node.inputs[index]
-        return self.values[name] if name in self.values else _constant(self._array(node, index))
+        return self.values[name] if name in self.values else constant(self._array(node, index))
 
     def _array(self, node: Node, index: int) -> np.ndarray:
         return self.network.arrays[node.inputs[index]]
@@ -155,13 +154,13 @@ class _Writer:
         if array is not None and array.ndim == 0:
             if array == 0:
                 return ops.relu(self._input(node))
-            if array <= _LOW and self._is_of_float_sums(node):
+            if array <= np.finfo(np.float32).min and self._is_of_float_sums(node):
                 # These are rounded anyhow, and one step without it.
                 return self._input(node)
         return ops.maximum(*self._inputs(node))
 
     def _prelu(self, node: Node) -> Value:
-        return ops.prelu(self._input(node), _constant(self._array(node, 1).reshape(-1)))
+        return ops.prelu(self._input(node), constant(self._array(node, 1).reshape(-1)))
 
     def _convert_element_type(self, node: Node) -> Value:
         if node["new_dtype"] != "float32":
@@ -174,8 +173,8 @@ class _Writer:
         x = self._input(node)
         if product is not None and self._is_binary(product):
             total, factor = self._correction(product)
-            x, scale = ops.add(x, _constant(total)), scale * factor
-        return self._rounded(node, ops.multiply(_apart(x), _constant(scale)))
+            x, scale = ops.add(x, constant(total)), scale * factor
+        return self._rounded(node, ops.multiply(apart(x), constant(scale)))
 
     def _pad(self, node: Node) -> Value:
         low, high, _ = zip(*node["padding_config"])
@@ -213,7 +212,7 @@ class _Writer:
             parts = ops.split(total, np.array(2), size).outputs()
             total = functools.reduce(ops.add, parts)
             total = ops.squeeze(total, np.array([2]))
-        return ops.multiply(_apart(total), _constant(1 / (height * width)))
+        return ops.multiply(apart(total), constant(1 / (height * width)))
 
     def _conv_general_dilated(self, node: Node) -> Value:
         return self._convolution(node, self._array(node, 1))
@@ -224,23 +223,23 @@ class _Writer:
         if groups > 1:
             kernel = kernel.reshape(groups, -1, *kernel.shape[1:])
             convolution = ops.group_convolution
-        return convolution(self._input(node), _constant(kernel), *_window(node))
+        return convolution(self._input(node), constant(kernel), *window(node))
 
     def _integer_product(self, node: Node) -> Value:
         kernel = self._array(node, 1)
         if self._is_binary(node):
-            bits = _bit_tensor(kernel > 0)
+            filters = bit_tensor(kernel > 0)
             pad_value = -1.0 if node["activation"][1] == 0 else 0.0
             x = self.bits[node.inputs[0]]
-            return ops.binary_convolution(x, bits, *_window(node), "xnor-popcount", pad_value)
-        kernel = _levels(kernel, integers.form(*node["weight"]))
+            return ops.binary_convolution(x, filters, *window(node), "xnor-popcount", pad_value)
+        kernel = levels(kernel, integers.form(*node["weight"]))
         if kernel.ndim == 2:
-            return ops.matmul(self._input(node), _constant(kernel), False, False)
+            return ops.matmul(self._input(node), constant(kernel), False, False)
         return self._convolution(node, kernel)
 
     def _correction(self, product: Node) -> tuple[np.ndarray, np.float32]:
         """(t, f), float32: sums of a binary product are `(result + t) * f`."""
-        kernel = _levels(self._array(product, 1), integers.form(*product["weight"]))
+        kernel = levels(self._array(product, 1), integers.form(*product["weight"]))
         if product["activation"][1]:
             return np.zeros((1, kernel.shape[0], 1, 1), np.float32), np.float32(1)
         return kernel.sum((1, 2, 3)).reshape(1, -1, 1, 1), np.float32(0.5)
@@ -251,18 +250,18 @@ class _Writer:
     def _encode(self, node: Node) -> Value:
         x, limits = self._input(node), self._array(node, 1)
         # A denormal limit, between 0 and what is above it, would be taken for 0.
-        limits = np.where((limits > 0) & (limits < _TINY), _TINY, limits)
+        limits = np.where((limits > 0) & (limits < TINY), TINY, limits)
         x = ops.negative(x) if node["negate"] else x
         if self._has_binary_user(node):
             edge = np.nextafter(limits.reshape(1, 1, 1, 1), np.float32(-np.inf))
-            self.bits[node.name] = _bits(x, edge, np.array(True))
+            self.bits[node.name] = as_bits(x, edge, np.array(True))
         step = None if limits.size <= _FEW else uniform_step(limits, node["grid"][1])
         if step is None:
-            return _level_of_code(_count(x, list(limits)), node)
+            return level_of_code(count(x, list(limits)), node)
         # A grid of half-integers has them between codes.
-        code = ops.add(ops.divide(x, _constant(step)), _constant(node["grid"][1]))
+        code = ops.add(ops.divide(x, constant(step)), constant(node["grid"][1]))
         code = ops.round(ops.clamp(code, 0.0, float(limits.size)), "half_to_even")
-        return _level_of_code(code, node)
+        return level_of_code(code, node)
 
     def _encode_sums(self, node: Node) -> Value:
         product = self.nodes[node.inputs[0]]
@@ -275,9 +274,9 @@ class _Writer:
         # Thresholds of the result: results are integers, and thresholds lie between them.
         edges = [(limit.reshape(shape) - 0.5) * signs / factor - total for limit in limits]
         if self._has_binary_user(node):
-            self.bits[node.name] = _bits(x, edges[0], signs > 0)
+            self.bits[node.name] = as_bits(x, edges[0], signs > 0)
         edges = [(edge * signs).astype(np.float32) for edge in edges]
-        return _level_of_code(_count(ops.multiply(x, _constant(signs)), edges), node)
+        return level_of_code(count(ops.multiply(x, constant(signs)), edges), node)
 
     def _is_of_float_sums(self, node: Node) -> bool:
         """Whether a node's input comes from a product of floats, through constants alone."""
@@ -296,58 +295,3 @@ class _Writer:
 
     def _has_binary_user(self, node: Node) -> bool:
         return any(self._is_binary(user) for user in self.users.get(node.name, ()))
-
-
-def _apart(value: Value) -> Value:
-    """The value itself, by an operation that compilers do not join with sums and products."""
-    return ops.maximum(value, _constant(_LOW))
-
-
-def _constant(values: Any) -> Value:
-    return ops.constant(np.asarray(values, np.float32))
-
-
-def _window(node: Node) -> tuple[list[int], ...]:
-    low, high = zip(*node["padding"])
-    return [*node["window_strides"]], [*low], [*high], [*node["rhs_dilation"]]
-
-
-def _levels(operands: np.ndarray, form: integers.Form) -> np.ndarray:
-    return operands.astype(np.float32) * form.factor + form.shift
-
-
-def _level_of_code(code: Value, node: Node) -> Value:
-    """The integer level of a code, float32."""
-    bits, offset = node["grid"]
-    if offset == int(offset):
-        return ops.subtract(code, _constant(offset)) if offset else code
-    return ops.subtract(ops.multiply(code, _constant(2)), _constant(2**bits - 1))
-
-
-def _count(x: Value, limits: list[np.ndarray]) -> Value:
-    """How many limits `x` reaches, float32."""
-    reached = [ops.convert(ops.greater_equal(x, _constant(limit)), "f32") for limit in limits]
-    total = reached[0]
-    for one in reached[1:]:
-        total = ops.add(total, one)
-    return total
-
-
-def _bits(x: Value, edge: np.ndarray, rises: np.ndarray) -> Value:
-    """The bits of a binary product's input: `x > edge` where it rises, `x <= edge` where it falls.
-
-    Each constant is one of its own: OpenVINO joins no others to the operation before.
-    """
-    edge = edge.astype(np.float32)
-    # An edge of 0 is taken for none.
-    edge = np.where(np.abs(edge) < _TINY, _TINY, edge)
-    low, high = np.where(rises, 0, 1), np.where(rises, 1, 0)
-    return ops.fake_quantize(
-        x, _constant(edge), _constant(edge), _constant(low), _constant(high), 2
-    )
-
-
-def _bit_tensor(bits: np.ndarray) -> Value:
-    tensor = openvino.Tensor(openvino.Type.u1, openvino.Shape(bits.shape))
-    tensor.data.reshape(-1)[:] = np.packbits(bits.reshape(-1), bitorder="little")
-    return ops.constant(tensor)

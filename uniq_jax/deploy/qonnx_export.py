@@ -40,7 +40,7 @@ def export_qonnx(
         integer thresholds on sums.
 
     Raises:
-      ValueError: if `batch` is below 1, or `levels` is False and the network has integer thresholds.
+      ValueError: if `batch` is below 1, or `levels` is False for a network with integer thresholds.
       NotImplementedError: if the network has an operation that has no form here, or integer sums of
         2**24 and more in front of integer thresholds; the message names it.
       OSError: if the file cannot be written.

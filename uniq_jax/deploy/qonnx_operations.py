@@ -9,13 +9,8 @@ import numpy as np
 from uniq_jax.deploy import integers
 from uniq_jax.deploy.channels_first import ChannelsFirst
 from uniq_jax.deploy.graph import Node
-from uniq_jax.deploy.onnx_builder import onnx
+from uniq_jax.deploy.qonnx_builder import QONNX, Builder
 from uniq_jax.deploy.uniform import uniform_step
-
-_QONNX = "qonnx.custom_op.general"
-
-# Of plain ONNX: the oldest whose operations are all that is used.
-_OPSET, _IR_VERSION = 13, 8
 
 _LOWEST = np.finfo(np.float32).min
 
@@ -39,33 +34,20 @@ _SIMPLE: Mapping[str, str] = {
     "dot_general": "MatMul",
 }
 
+# Codes are from 0, and round as they do in training.
+_UNSIGNED = {"signed": 0, "narrow": 0, "rounding_mode": "ROUND"}
+
 
 def model(network: ChannelsFirst, batch: int, *, levels: bool) -> Any:
     """The network as an `onnx.ModelProto`; arguments as of `export_qonnx`.
 
-    Outputs of quantizers have their node's name, with "_values" behind it in the form of values.
+    Outputs of quantizers have their node's name, with "_values" behind it where they are no levels.
     """
     writer = _Writer(network, batch, levels)
-    writer.names["input"] = "images"
     for node in network.graph.nodes:
         writer.names[node.name] = writer.write(node)
-    logits = writer.add("Identity", [writer.names[network.graph.output]], "logits")
-    helper = onnx.helper
-    images = helper.make_tensor_value_info(
-        "images", onnx.TensorProto.FLOAT, [batch, *network.graph.image_shape]
-    )
-    output = helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, writer.shapes[logits])
-    graph = helper.make_graph(
-        writer.nodes,
-        "frozen",
-        [images],
-        [output],
-        list(writer.constants.values()),
-        # QONNX's interpreter runs nodes one by one, and looks here for what constants are, too.
-        value_info=[*writer.infos(), *writer.constant_infos()],
-    )
-    opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_QONNX, 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+    writer.add("Identity", [writer.names[network.graph.output]], "logits")
+    return writer.builder.model("logits")
 
 
 class _Writer:
@@ -75,12 +57,9 @@ class _Writer:
         self.levels = levels
         self.by_name = {node.name: node for node in network.graph.nodes}
         self.users = network.graph.users()
-        self.nodes: list[Any] = []
-        self.names: dict[str, str] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {
-            "images": (batch, *network.graph.image_shape),
-        }
-        self.constants: dict[str, Any] = {}
+        self.builder = Builder((batch, *network.graph.image_shape))
+        self.constant = self.builder.constant
+        self.names = {"input": "images"}
         # Of quantizers: what a level counts for in their outputs.
         self.units: dict[str, np.float32] = {}
 
@@ -105,33 +84,15 @@ class _Writer:
         domain: str = "",
         **attributes: Any,
     ) -> str:
-        """Adds an operation whose output has this name, and this shape or that of the node."""
+        """Adds an operation; without a shape it is that of the node of its name, or its input's."""
         if shape is None:
             known = self.network.shapes.get(name)
-            shape = self.shapes[inputs[0]] if known is None else (self.batch, *known[1:])
-        self.shapes[name] = shape
-        made = onnx.helper.make_node(operation, inputs, [name], name, domain=domain, **attributes)
-        self.nodes.append(made)
-        return name
+            shape = self._shape(inputs[0]) if known is None else (self.batch, *known[1:])
+        return self.builder.add(operation, inputs, name, shape, domain, **attributes)
 
-    def constant(self, values: Any, name: str, dtype: Any = np.float32) -> str:
-        """Adds a constant."""
-        array = np.asarray(values, dtype)
-        self.constants[name] = onnx.numpy_helper.from_array(
-            np.ascontiguousarray(array).reshape(array.shape), name
-        )
-        return name
-
-    def infos(self) -> list[Any]:
-        """Types and shapes of all that operations give."""
-        make = onnx.helper.make_tensor_value_info
-        names = [node.output[0] for node in self.nodes if node.output[0] != "logits"]
-        return [make(name, onnx.TensorProto.FLOAT, self.shapes[name]) for name in names]
-
-    def constant_infos(self) -> list[Any]:
-        """Types and shapes of constants."""
-        make = onnx.helper.make_tensor_value_info
-        return [make(name, c.data_type, list(c.dims)) for name, c in self.constants.items()]
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Of what an operation gives."""
+        return self.builder.shapes[name]
 
     def _input(self, node: Node, index: int = 0) -> str:
         name = node.inputs[index]
@@ -209,7 +170,7 @@ class _Writer:
 
     def _mean_pixels(self, node: Node) -> str:
         total = self._input(node)
-        shape = list(self.shapes[total])
+        shape = list(self._shape(total))
         if not self.levels:
             return self.add("ReduceMean", [total], node.name, axes=[2, 3], keepdims=0)
         scale = self.constant(1 / math.prod(shape[2:]), f"{node.name}_scale")
@@ -229,23 +190,19 @@ class _Writer:
         return self.add("Mul", [flat, scale], node.name)
 
     def _conv_general_dilated(self, node: Node) -> str:
-        return self._convolution(node, self._input(node, 1))
+        return self._convolution(node, self._input(node, 1), self._array(node, 1).shape)
 
-    def _convolution(self, node: Node, kernel: str) -> str:
+    def _convolution(self, node: Node, kernel: str, shape: tuple[int, ...]) -> str:
         return self.add(
             "Conv",
             [self._input(node), kernel],
             node.name,
-            kernel_shape=list(self.constants_shape(kernel)[2:]),
+            kernel_shape=shape[2:],
             strides=node["window_strides"],
             dilations=node["rhs_dilation"],
             pads=[pad[side] for side in (0, 1) for pad in node["padding"]],
             group=node["feature_group_count"],
         )
-
-    def constants_shape(self, name: str) -> tuple[int, ...]:
-        """Of a constant, or of what an operation gives."""
-        return tuple(self.constants[name].dims) if name in self.constants else self.shapes[name]
 
     def _integer_product(self, node: Node) -> str:
         bits, offset = node["weight"]
@@ -264,10 +221,10 @@ class _Writer:
             self.constant(offset, f"{name}_zeropt"),
             self.constant(bits, f"{name}_bits"),
         ]
-        quantized = self.add("IntQuant", inputs, name, values.shape, _QONNX, **_UNSIGNED)
+        quantized = self.add("IntQuant", inputs, name, values.shape, QONNX, **_UNSIGNED)
         if kernel.ndim == 2:
             return self.add("MatMul", [self._input(node), quantized], node.name)
-        return self._convolution(node, quantized)
+        return self._convolution(node, quantized, values.shape)
 
     def _kernel_unit(self, node: Node, rank: int) -> np.ndarray:
         """What a kernel's level counts for, where the product is to be rescaled already."""
@@ -298,8 +255,8 @@ class _Writer:
             self.constant(offset, f"{node.name}_zeropt"),
             self.constant(bits, f"{node.name}_bits"),
         ]
-        name, shape = f"{node.name}_values", self.shapes[x]
-        return self.add("IntQuant", inputs, name, shape, _QONNX, **_UNSIGNED)
+        name, shape = f"{node.name}_values", self._shape(x)
+        return self.add("IntQuant", inputs, name, shape, QONNX, **_UNSIGNED)
 
     def _encode_sums(self, node: Node) -> str:
         product = self.by_name[node.inputs[0]]
@@ -325,12 +282,9 @@ class _Writer:
             "MultiThreshold",
             [x, self.constant(limits, f"{node.name}_limits")],
             node.name,
-            self.shapes[x],
-            _QONNX,
+            self._shape(x),
+            QONNX,
             out_dtype=kind,
             out_scale=2.0 if half else 1.0,
             out_bias=-float(2**bits - 1 if half else offset),
         )
-
-
-_UNSIGNED = {"signed": 0, "narrow": 0, "rounding_mode": "ROUND"}
