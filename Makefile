@@ -15,7 +15,7 @@ PYTHON ?=
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed update-constraints clean
+.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -74,6 +74,12 @@ soak: $(DEV) ## 30 random kills in one training, and other slow tests of stoppin
 
 distributed: $(DEV) ## two processes against one, and lost ones (needs UNIQ_JAX_SHARED)
 	@$(RUN) -m pytest -q -m slow tests/test_distributed.py tests/test_train_processes.py
+
+exact: $(DEV) ## frozen networks against training, code by code: every method, width and network; hours (needs UNIQ_JAX_SHARED)
+	@shared="$${UNIQ_JAX_SHARED:-../shared}"; \
+	if [ ! -f runs/tfds/prepared ]; then \
+	    $(PY) "$$shared/data/prepare_tfds.py" runs/tfds && touch runs/tfds/prepared; fi
+	@$(RUN) benchmarks/exact.py --data_dir=runs/tfds
 
 update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from uniq_jax.deploy import integers
+from uniq_jax.deploy.graph import Node
 from uniq_jax.deploy.network import FrozenNetwork
 from uniq_jax.nn import capture
 
@@ -88,37 +89,17 @@ def verify(model: nnx.Module, frozen: FrozenNetwork, batches: Iterable[Any]) -> 
     """
     evaluated = nnx.clone(model)
     evaluated.eval()
-    graphdef, state = nnx.split(evaluated)
-    encodes = [node for node in frozen.graph.nodes if node.operation in _ENCODES]
-
-    @jax.jit
-    def of_model(state, images):
-        called: Any = nnx.merge(graphdef, state)
-        with capture.tapping() as codes:
-            logits = called(images)
-        return logits, codes
-
-    @jax.jit
-    def of_frozen(frozen, images):
-        values = frozen.values(images)
-        forms = [integers.form(*node["grid"]) for node in encodes]
-        codes = [integers.codes_of(values[n.name], f) for n, f in zip(encodes, forms)]
-        return values[frozen.graph.output], codes
-
-    @jax.jit
-    def differing(first, second):
-        return [jnp.sum(a.astype(jnp.int16) != b) for a, b in zip(first, second)]
-
+    encodes = _encodes(frozen)
     total, classes, largest, difference = 0, 0, 0.0, 0.0
     counts, mismatches = np.zeros(len(encodes), int), np.zeros(len(encodes), int)
     for images in batches:
         images = jnp.asarray(images, jnp.float32)
-        logits, codes = of_model(state, images)
-        frozen_logits, frozen_codes = of_frozen(frozen, images)
+        logits, codes = _of_model(evaluated, images)
+        frozen_logits, frozen_codes = _of_frozen(frozen, images)
         if [c.shape for c in codes] != [c.shape for c in frozen_codes]:
             raise ValueError("frozen is of another model: its quantizers see other shapes")
         counts += [c.size for c in codes]
-        mismatches += np.asarray(differing(codes, frozen_codes))
+        mismatches += np.asarray(_differing(codes, frozen_codes))
         total += images.shape[0]
         classes += int(jnp.sum(jnp.argmax(logits, -1) != jnp.argmax(frozen_logits, -1)))
         difference = max(difference, float(jnp.max(jnp.abs(logits - frozen_logits))))
@@ -129,3 +110,30 @@ def verify(model: nnx.Module, frozen: FrozenNetwork, batches: Iterable[Any]) -> 
         LayerCheck(node.layer, int(n), int(m)) for node, n, m in zip(encodes, counts, mismatches)
     )
     return Verification(total, layers, difference / (largest or 1.0), classes)
+
+
+def _encodes(frozen: FrozenNetwork) -> list[Node]:
+    return [node for node in frozen.graph.nodes if node.operation in _ENCODES]
+
+
+# At module level, so that the next network of the same shape is not compiled anew.
+@nnx.jit
+def _of_model(model: Any, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    with capture.tapping() as codes:
+        logits = model(images)
+    return logits, codes
+
+
+@jax.jit
+def _of_frozen(frozen: FrozenNetwork, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    values = frozen.values(images)
+    codes = [
+        integers.codes_of(values[node.name], integers.form(*node["grid"]))
+        for node in _encodes(frozen)
+    ]
+    return values[frozen.graph.output], codes
+
+
+@jax.jit
+def _differing(first: list[jax.Array], second: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.sum(a.astype(jnp.int16) != b) for a, b in zip(first, second)]

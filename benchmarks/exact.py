@@ -1,0 +1,313 @@
+"""Whether frozen networks have the codes of training's evaluation: all methods, widths, networks.
+
+python benchmarks/exact.py --data_dir=DIRECTORY   # of CIFAR-10, prepared by TFDS
+
+Every case freezes one network and compares all codes of all layers over real images: ResNet-20
+after some hundred steps on CIFAR-10; MobileNet-V2 and the ResNets-18 of both papers with random but
+calibrated weights. Then once more with parameters and images that put sums exactly on thresholds:
+steps, factors and biases are made dyadic, so that no float32 operation rounds, and a large share of
+all numbers are ties.
+
+A case that is done is not done again, unless --out is removed. The last line is the verdict.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from uniq_jax import calibrate, data, deploy, models, nn
+from uniq_jax.models.activations import BiasedPRelu
+
+NETWORKS = {
+    "resnet20": {"name": "resnet20"},
+    "mobilenet_v2": {"name": "mobilenet_v2"},
+    "uniq_resnet18": {"name": "preact_resnet18"},
+    "n2uq_resnet18": {"name": "resnet18", "activation": "biased_prelu"},
+}
+"""ResNet-18 in the form of each paper."""
+
+_SPLITS = ("train", "test")
+_TRAINED = "resnet20"
+_BATCH = 100
+# Of so many images, ties are counted.
+_TIE_IMAGES = 10
+_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+# Dyadic numbers are multiples of this, unless they are powers of two.
+_GRAIN = 2.0**-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One network, quantized in one way."""
+
+    network: str
+    method: str
+    weight_bits: int
+    activation_bits: int
+    granularity: str
+
+    def __str__(self) -> str:
+        widths = f"W{self.weight_bits}A{self.activation_bits}"
+        return f"{self.network} {self.method} {widths} {self.granularity}"
+
+    def create(self) -> nnx.Module:
+        """The network, with random weights."""
+        fields = dataclasses.asdict(self)
+        options = NETWORKS[fields.pop("network")]
+        return models.create(**options, **fields, num_classes=10, rngs=nnx.Rngs(0))
+
+
+def cases(networks: list[str], methods: list[str], bits: list[int]) -> Iterator[Case]:
+    """All cases; N2UQ's thresholds go to 5 bits, and its weights have no granularity."""
+    for network, width, method in itertools.product(networks, bits, methods):
+        activation_bits = min(width, 5) if "n2uq" in method else width
+        for granularity in ("layer",) if method == "n2uq" else ("layer", "channel"):
+            yield Case(network, method, width, activation_bits, granularity)
+
+
+def main() -> None:
+    """Runs the cases that the arguments choose."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data_dir", default=None, help="of TFDS; default: TFDS_DATA_DIR")
+    parser.add_argument("--out", default="runs/exact", help="where results are kept")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    methods = ["uniq", "n2uq", "uniq_n2uq"]
+    parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
+    parser.add_argument("--bits", nargs="+", type=int, default=[1, 2, 3, 4, 8])
+    parser.add_argument("--images", type=int, default=1000, help="compared in each case")
+    parser.add_argument("--steps", type=int, default=300, help="of ResNet-20's training")
+    arguments = parser.parse_args()
+
+    out = pathlib.Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    train, test = (data.load("cifar10", split=s, data_dir=arguments.data_dir) for s in _SPLITS)
+    starts = None
+    wanted = list(cases(arguments.networks, arguments.methods, arguments.bits))
+    codes = mismatches = classes = 0
+    for i, case in enumerate(wanted):
+        path = out / f"{str(case).replace(' ', '_')}_{arguments.images}.json"
+        if not path.is_file():
+            if case.network == _TRAINED and starts is None:
+                starts = _trained_float(train, arguments.steps)
+            result = check(case, train, test, arguments.images, arguments.steps, starts)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
+        result = json.loads(path.read_text(encoding="utf-8"))
+        print(f"{i + 1:3d}/{len(wanted)}  {_line(case, result)}", flush=True)
+        codes += result["codes"] + result["tied"]["codes"]
+        mismatches += result["mismatches"] + result["tied"]["mismatches"]
+        classes += result["class_mismatches"] + result["tied"]["class_mismatches"]
+    print(f"images whose class differs: {classes}")
+    print(f"mismatching codes: {mismatches} of {codes}")
+    sys.exit(bool(mismatches or classes))
+
+
+def _line(case: Case, result: dict[str, Any]) -> str:
+    tied = result["tied"]
+    return (
+        f"{case!s:40s} mismatches {result['mismatches']} of {result['codes']}, on thresholds "
+        f"{tied['mismatches']} of {tied['codes']} ({tied['ties']} ties); {result['seconds']:.0f} s"
+    )
+
+
+def check(
+    case: Case, train: Any, test: Any, count: int, steps: int, start: nnx.State | None
+) -> dict[str, Any]:
+    """Freezes the network of one case, twice, and compares."""
+    began = time.perf_counter()
+    size = 32 if case.network == _TRAINED else 64
+    model: Any = case.create()
+    if case.network == _TRAINED:
+        nnx.update(model, start)
+        calibrate(model, _images(train, 2 * _BATCH, size))
+        _train(model, train, steps // 3, learning_rate=0.01)
+    else:
+        _unsettle(model)
+        _set_statistics(model, next(_images(train, _BATCH, size)))
+        calibrate(model, _images(train, 2 * _BATCH, size))
+    frozen = deploy.freeze(model, (size, size, 3))
+    found = deploy.verify(model, frozen, _images(test, count, size))
+    result = _numbers(found)
+
+    tie(model)
+    frozen = deploy.freeze(model, (size, size, 3))
+    batches = [_tied_images(model, b) for b in _images(test, min(count, 2 * _BATCH), size)]
+    tied = _numbers(deploy.verify(model, frozen, batches))
+    tied["ties"] = _ties(frozen, batches[0][:_TIE_IMAGES])
+    return {**result, "tied": tied, "seconds": time.perf_counter() - began}
+
+
+def _numbers(found: deploy.Verification) -> dict[str, Any]:
+    return {
+        "images": found.images,
+        "codes": found.codes,
+        "mismatches": found.mismatches,
+        "class_mismatches": found.class_mismatches,
+        "logit_difference": found.logit_difference,
+    }
+
+
+def _images(source: Any, count: int, size: int) -> Iterator[np.ndarray]:
+    """Batches of normalized images, enlarged to `size`."""
+    for start in range(0, count, _BATCH):
+        x = source.images[start : min(start + _BATCH, count)].astype(np.float32) / 255
+        x = (x - np.float32(_MEAN)) / np.float32(_STD)
+        yield x.repeat(size // 32, axis=1).repeat(size // 32, axis=2)
+
+
+def _trained_float(train: Any, steps: int) -> nnx.State:
+    model = models.create(_TRAINED, num_classes=10, rngs=nnx.Rngs(0))
+    loss = _train(model, train, steps, learning_rate=0.05)
+    print(f"float ResNet-20 after {steps} steps: loss {loss:.2f}", flush=True)
+    return nnx.state(model, (nnx.Param, nnx.BatchStat))
+
+
+def _train(model: Any, train: Any, steps: int, *, learning_rate: float) -> float:
+    """Trains in place; the last loss."""
+    model.train()
+    schedule = optax.cosine_decay_schedule(learning_rate, steps + 1)
+    optimizer = nnx.Optimizer(model, optax.sgd(schedule, momentum=0.9), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, images, labels):
+        def loss_fn(model):
+            losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
+            return jnp.mean(losses)
+
+        loss, gradient = nnx.value_and_grad(loss_fn)(model)
+        optimizer.update(model, gradient)
+        return loss
+
+    loss = jnp.inf
+    batches = _images(train, steps * _BATCH, 32)
+    for i, images in enumerate(batches):
+        loss = step(model, optimizer, images, train.labels[i * _BATCH : (i + 1) * _BATCH])
+    model.eval()
+    return float(loss)
+
+
+def _unsettle(model: nnx.Module) -> None:
+    """Batch norms and activations as training could leave them, slopes of either sign."""
+    rng = np.random.default_rng(0)
+
+    def normal(variable: Any, mean: float, deviation: float) -> None:
+        variable[...] = jnp.asarray(rng.normal(mean, deviation, variable.shape), jnp.float32)
+
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.BatchNorm):
+            normal(module.scale, 0.7, 0.5)
+            normal(module.bias, 0.1, 0.3)
+        if isinstance(module, BiasedPRelu):
+            normal(module.before, 0, 0.2)
+            normal(module.slope, 0.25, 0.1)
+            normal(module.after, 0, 0.2)
+
+
+def _set_statistics(model: Any, images: np.ndarray) -> None:
+    """Batch-norm statistics of one batch."""
+    model.train()
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.BatchNorm):
+            module.momentum = 0.0
+    nnx.jit(lambda model, x: model(x))(model, images)
+    model.eval()
+
+
+def tie(model: nnx.Module) -> None:
+    """Makes parameters dyadic: no operation rounds, and sums are equal to thresholds."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.BatchNorm):
+            deviation = np.sqrt(np.asarray(module.var[...]) + np.float32(module.epsilon))
+            factor = np.asarray(module.scale[...]) / deviation
+            module.scale[...] = jnp.asarray(_power_of_two(factor) * deviation)
+            module.mean[...], module.bias[...] = _dyadic(module.mean), _dyadic(module.bias)
+        elif isinstance(module, BiasedPRelu):
+            for variable in (module.before, module.slope, module.after):
+                variable[...] = _dyadic(variable)
+    for module in [m for _, m in nnx.iter_modules(model) if hasattr(m, "activation_quantizer")]:
+        _tie_layer(module)
+
+
+def _tie_layer(layer: Any) -> None:
+    activation, weight = layer.activation_quantizer, layer.weight_quantizer
+    if activation is not None:
+        parameters = activation.parameters
+        for name, value in parameters.items():
+            is_threshold = isinstance(getattr(activation, name), nn.Threshold)
+            dyadic = np.maximum(_dyadic(value), _GRAIN if name == "intervals" else -np.inf)
+            new = dyadic if is_threshold else _power_of_two(value)
+            if name == "output_scale":  # Levels are multiples of 2/n times this.
+                new = new * activation.method.grid.max_code / 2
+            getattr(activation, name)[...] = jnp.asarray(new, jnp.float32)
+    kernel = layer.kernel
+    if weight is None:
+        kernel[...] = _dyadic(kernel)
+    elif hasattr(weight, "step"):
+        weight.step[...] = jnp.asarray(_power_of_two(weight.step))
+    else:  # The scale of N2UQ's weights is of their mean magnitude.
+        values = np.asarray(kernel[...])
+        magnitude = _power_of_two(np.mean(np.abs(values), keepdims=True))
+        kernel[...] = jnp.asarray(np.where(values < 0, -magnitude, magnitude), jnp.float32)
+    if getattr(layer, "bias", None) is not None:
+        layer.bias[...] = _dyadic(layer.bias)
+
+
+def _tied_images(model: nnx.Module, images: np.ndarray) -> np.ndarray:
+    """Images whose numbers lie on the first quantizer's thresholds, which are multiples of it."""
+    for _, module in nnx.iter_modules(model):
+        quantizer = getattr(module, "activation_quantizer", None)
+        if quantizer is not None and getattr(quantizer.method, "signed", False):
+            step = np.float32(quantizer.step[...])
+            return np.round(images / step) * step
+    return np.asarray(_dyadic(images))
+
+
+def _ties(frozen: deploy.FrozenNetwork, images: np.ndarray) -> int:
+    """How many numbers are the smallest that have their code, of these images."""
+    values = _values(frozen, images)
+    arrays = {name: np.asarray(array) for name, array in frozen.arrays.items()}
+    total = 0
+    for node in frozen.graph.nodes:
+        if node.operation == "encode":
+            x, limits = np.asarray(values[node.inputs[0]]), arrays[node.inputs[1]]
+        elif node.operation == "encode_sums":
+            x = np.asarray(values[node.inputs[0]]) * arrays[node.inputs[2]]
+            limits = arrays[node.inputs[1]]
+        else:
+            continue
+        total += sum(int(np.sum(x == limit)) for limit in limits)
+    return total
+
+
+@jax.jit
+def _values(frozen: deploy.FrozenNetwork, images: jax.Array) -> dict[str, jax.Array]:
+    return frozen.values(images)
+
+
+def _dyadic(variable: Any) -> jax.Array:
+    value = np.asarray(variable[...], np.float32)
+    return jnp.asarray(np.round(value / _GRAIN) * _GRAIN, jnp.float32)
+
+
+def _power_of_two(variable: Any) -> np.ndarray:
+    value = np.asarray(variable[...], np.float32)
+    magnitude = np.maximum(np.abs(value), 2.0**-20)
+    sign = np.where(value < 0, -1, 1)
+    return np.asarray(sign * 2.0 ** np.round(np.log2(magnitude)), np.float32)
+
+
+if __name__ == "__main__":
+    main()
