@@ -69,6 +69,9 @@ ALLOWED_PACKAGES = {
     "cv2": ("data",),
     "simplejpeg": ("data",),
     "onnx": ("deploy",),
+    "onnxruntime": ("deploy",),
+    "openvino": ("deploy",),
+    "qonnx": (),
 }
 
 # The quantizers are for anyone: for them, what is named is all.
@@ -186,7 +189,7 @@ def test_a_legal_import_is_not_found(tmp_path, file, source):
 
 HEAVY = ("flax", "optax", "grain", "matplotlib", "orbax", "tensorflow", "tensorflow_datasets",
          "torch", "rich", "ml_collections", "sklearn", "tensorboardX", "chex", "qwix",
-         "cv2")  # fmt: skip
+         "cv2", "onnx", "onnxruntime", "openvino", "qonnx")  # fmt: skip
 
 
 def loaded_by(statement: str) -> list[str]:
@@ -200,6 +203,10 @@ def loaded_by(statement: str) -> list[str]:
 
 def test_the_quantizers_load_only_jax_and_numpy():
     assert loaded_by("import uniq_jax.quantizers") == []
+
+
+def test_deploy_loads_no_model_and_no_runtime():
+    assert loaded_by("import uniq_jax.deploy") == []
 
 
 def test_data_loads_no_other_room():

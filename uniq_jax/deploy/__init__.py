@@ -14,8 +14,14 @@ from uniq_jax.deploy.packed_file import save as save
 
 if TYPE_CHECKING:
     from uniq_jax.deploy.freezing import freeze as freeze
+    from uniq_jax.deploy.onnx_check import ExportCheck as ExportCheck
+    from uniq_jax.deploy.onnx_check import compare_onnx as compare_onnx
+    from uniq_jax.deploy.onnx_export import export_onnx as export_onnx
+    from uniq_jax.deploy.onnx_export import onnx_about as onnx_about
     from uniq_jax.deploy.openvino_export import export_openvino as export_openvino
     from uniq_jax.deploy.qonnx_export import export_qonnx as export_qonnx
+    from uniq_jax.deploy.runtimes import compile_openvino as compile_openvino
+    from uniq_jax.deploy.runtimes import open_onnxruntime as open_onnxruntime
     from uniq_jax.deploy.size import Size as Size
     from uniq_jax.deploy.size import model_size as model_size
     from uniq_jax.deploy.stablehlo import export_stablehlo as export_stablehlo
@@ -23,16 +29,22 @@ if TYPE_CHECKING:
     from uniq_jax.deploy.verification import Verification as Verification
     from uniq_jax.deploy.verification import verify as verify
 
-# Flax imports optax.
+# Flax imports optax; ONNX and its runtimes are extras.
 _LAZY = {
+    "ExportCheck": "onnx_check",
     "LayerCheck": "verification",
     "Size": "size",
     "Verification": "verification",
+    "compare_onnx": "onnx_check",
+    "compile_openvino": "runtimes",
+    "export_onnx": "onnx_export",
     "export_openvino": "openvino_export",
     "export_qonnx": "qonnx_export",
     "export_stablehlo": "stablehlo",
     "freeze": "freezing",
     "model_size": "size",
+    "onnx_about": "onnx_export",
+    "open_onnxruntime": "runtimes",
     "verify": "verification",
 }
 

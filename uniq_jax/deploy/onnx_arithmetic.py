@@ -92,7 +92,9 @@ def line(
     end = np.min(high - slope * places[:, None], axis=0)
     if np.any(begin >= end):
         return None
-    start = np.where(np.isinf(begin), end - 1, np.where(np.isinf(end), begin + 1, (begin + end) / 2))
+    start = np.where(
+        np.isinf(begin), end - 1, np.where(np.isinf(end), begin + 1, (begin + end) / 2)
+    )
     factor = (signs / slope).astype(np.float32)
     summand = (-start / slope).astype(np.float32)
     fits = _fits(factor, summand, low, high, signs, largest_sum)

@@ -11,6 +11,7 @@ import numpy as np
 
 from uniq_jax.deploy import integers
 from uniq_jax.deploy.network import FrozenNetwork
+from uniq_jax.deploy.runtimes import compile_openvino, open_onnxruntime
 from uniq_jax.deploy.verification import LayerCheck
 
 Runtime = Literal["onnxruntime", "openvino"]
@@ -51,57 +52,6 @@ class ExportCheck:
             f"mismatching classes: {self.class_mismatches} of {self.images}; "
             f"mismatching codes: {self.mismatches} of {self.codes}"
         )
-
-
-def compile_openvino(model: str | os.PathLike[str] | bytes, *, threads: int | None = None) -> Any:
-    """A file compiled by OpenVINO for this machine's CPU, in float32 wherever it is not int8.
-
-    OpenVINO's default is bfloat16 where the processor has it, which changes logits by per cents.
-
-    Args:
-      model: path of a .onnx or .xml file, or the content of an ONNX file.
-      threads: to run on; None for OpenVINO's choice.
-
-    Returns:
-      An `openvino.CompiledModel`.
-
-    Raises:
-      ModuleNotFoundError: without the package openvino.
-    """
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "OpenVINO is missing: pip install 'uniq_jax[openvino]'", name=error.name
-        ) from error
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    if threads is not None:
-        options |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    core = openvino.Core()
-    read = core.read_model(model if isinstance(model, bytes) else os.fspath(model))
-    return core.compile_model(read, "CPU", options)
-
-
-def open_onnxruntime(model: str | os.PathLike[str] | bytes, *, threads: int | None = None) -> Any:
-    """A file as a session of ONNX Runtime on this machine's CPU; arguments as above.
-
-    Returns:
-      An `onnxruntime.InferenceSession`.
-
-    Raises:
-      ModuleNotFoundError: without the package onnxruntime.
-    """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "ONNX Runtime is missing: pip install 'uniq_jax[onnx]'", name=error.name
-        ) from error
-    options = onnxruntime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = options.inter_op_num_threads = threads
-    content = model if isinstance(model, bytes) else os.fspath(model)
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def compare_onnx(
@@ -184,7 +134,9 @@ def _with_codes(file: str | os.PathLike[str], names: list[str], runtime: Runtime
     for name in names:
         layout = next((x for x in (NCHW, NHWC, "") if code_name(name, x) in made), None)
         if layout is None:
-            raise ValueError(f"file (={os.fspath(file)!r}) has no codes of {name!r}: it is of another")
+            raise ValueError(
+                f"file (={os.fspath(file)!r}) has no codes of {name!r}: it is of another"
+            )
         found[name] = layout
         tensor = onnx.helper.make_empty_tensor_value_info(code_name(name, layout))
         model.graph.output.append(tensor)

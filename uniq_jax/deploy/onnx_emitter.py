@@ -44,6 +44,7 @@ class Emitter:
       make: the ONNX graph.
       preferred: the layout of images where the inputs of a node differ in it.
       is_exact: whether every float32 operation of the frozen network is kept.
+      has_guards: whether rounded numbers are kept from what follows, as `apart` does.
       codes: of the quantizers so far.
       int32: names of the integer sums that are int32; others are float32.
       in_kernels: names of the affine nodes whose scale is in the kernel of a product.
@@ -58,6 +59,7 @@ class Emitter:
         *,
         preferred: str,
         is_exact: bool,
+        has_guards: bool = False,
     ):
         self.graph = graph
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
@@ -67,6 +69,7 @@ class Emitter:
         self.make = Builder()
         self.preferred = preferred
         self.is_exact = is_exact
+        self.has_guards = has_guards
         self.codes: dict[str, Codes] = {}
         self.int32: set[str] = set()
         self.in_kernels: set[str] = set()
@@ -155,6 +158,12 @@ class Emitter:
     def constant(self, number: Any) -> str:
         """A constant float32, or what NumPy type the number has."""
         return self.make.constant(np.float32(number) if isinstance(number, int | float) else number)
+
+    def apart(self, value: str) -> str:
+        """A rounded value that no compiler joins with what follows, where that is to be."""
+        if not self.has_guards:
+            return value
+        return self.make("Max", value, self.constant(np.finfo(np.float32).min))
 
     def put_codes(self, node: Node, codes: Codes, layout: str) -> None:
         """Says what the codes of a quantizer are."""

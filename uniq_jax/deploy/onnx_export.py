@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 from uniq_jax.deploy import operations
 from uniq_jax.deploy.graph import Graph
 from uniq_jax.deploy.network import About, FrozenNetwork
-from uniq_jax.deploy.onnx_builder import onnx
 from uniq_jax.deploy.onnx_emitter import NCHW, NHWC, Emitter
 from uniq_jax.deploy.onnx_fold import folded
 from uniq_jax.deploy.onnx_integer import INTEGER
+from uniq_jax.deploy.onnx_pooling import pooled_early
 from uniq_jax.deploy.onnx_qdq import QDQ
 
 Form = Literal["qdq", "integer"]
@@ -67,13 +67,13 @@ def export_onnx(
 def to_onnx(network: FrozenNetwork, form: Form, batch: int | None) -> Any:
     """The ONNX model of a network; arguments as of `export_onnx`."""
     graph, arrays = network.graph, network.arrays
-    shapes = {
-        name: tuple(value.shape) for name, value in operations.shapes(graph, arrays).items()
-    }
+    shapes = {name: tuple(value.shape) for name, value in operations.shapes(graph, arrays).items()}
     if form == "integer":
+        graph, arrays, shapes = pooled_early(graph, arrays, shapes)
         emitter = Emitter(graph, arrays, shapes, INTEGER, preferred=NHWC, is_exact=True)
     elif is_exact(graph):
-        emitter = Emitter(graph, arrays, shapes, QDQ, preferred=NCHW, is_exact=True)
+        options = {"is_exact": True, "has_guards": True}
+        emitter = Emitter(graph, arrays, shapes, QDQ, preferred=NCHW, **options)
     else:
         graph, arrays, shapes = folded(graph, arrays, shapes)
         emitter = Emitter(graph, arrays, shapes, QDQ, preferred=NCHW, is_exact=False)
@@ -97,30 +97,23 @@ def is_exact(graph: Graph) -> bool:
     return any(node.operation == "encode_sums" for node in graph.nodes)
 
 
-def read_about(path: str | os.PathLike[str]) -> About:
+def onnx_about(metadata: Mapping[str, str]) -> About:
     """What `network.about` was when a file was written.
 
+    Args:
+      metadata: of the file; ONNX Runtime has it as
+        `session.get_modelmeta().custom_metadata_map`.
+
     Raises:
-      OSError: if the file cannot be opened.
-      ValueError: if it is no ONNX file of this package, or of a newer version.
+      ValueError: if no version of this package, or a newer one, wrote the file.
     """
-    try:
-        model = onnx.load(os.fspath(path))
-    except Exception as error:  # protobuf's DecodeError, of one of its implementations
-        if isinstance(error, OSError):
-            raise
-        raise ValueError(f"{path} is truncated, or no ONNX file: {error}") from error
-    return about_of({entry.key: entry.value for entry in model.metadata_props}, path)
-
-
-def about_of(metadata: Mapping[str, str], path: str | os.PathLike[str] = "the file") -> About:
-    """The same, of a file's metadata, as runtimes give them."""
     if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{path} is an ONNX file, but was not written by export_onnx")
-    if metadata.get("format_version") != _VERSION:
+        raise ValueError("the ONNX file was not written by export_onnx: its metadata is another")
+    version = metadata.get("format_version", "")
+    if version != _VERSION:
         raise ValueError(
-            f"{path} has format version {metadata.get('format_version')}, and this package knows "
-            f"{_VERSION}"
+            f"the ONNX file has format version {version}, and this package knows {_VERSION}; it "
+            "takes a newer uniq_jax"
         )
     values = json.loads(metadata["about"])
     return About(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -38,9 +38,7 @@ def folded(
 
 
 class _Folder:
-    def __init__(
-        self, graph: Graph, arrays: Mapping[str, Any], shapes: dict[str, tuple[int, ...]]
-    ):
+    def __init__(self, graph: Graph, arrays: Mapping[str, Any], shapes: dict[str, tuple[int, ...]]):
         self.graph = graph
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
         self.shapes = shapes
@@ -110,7 +108,11 @@ class _Folder:
         is_uniform = uniform_step(self.arrays[node.inputs[1]], offset) is not None
         x = node.inputs[0]
         if is_uniform or bits > 5:
-            return [dataclasses.replace(node, inputs=(self._unrectified(x, thresholds), *node.inputs[1:]))]
+            return [
+                dataclasses.replace(
+                    node, inputs=(self._unrectified(x, thresholds), *node.inputs[1:])
+                )
+            ]
         while len(self.users.get(x, ())) == 1:
             step = self.by_name.get(x)
             if x in self.chains:

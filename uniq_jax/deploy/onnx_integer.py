@@ -17,6 +17,7 @@ from uniq_jax.deploy.onnx_emitter import NHWC, Codes, Emit, Emitter, code_name
 from uniq_jax.deploy.onnx_levels import (
     EXACT,
     FEW,
+    FEW_EVEN,
     Arithmetic,
     arithmetic,
     decode,
@@ -24,6 +25,7 @@ from uniq_jax.deploy.onnx_levels import (
     kernel,
     kernel_codes,
     level_product,
+    put_even,
     put_guessed,
     rescaled,
     signed_sums,
@@ -37,6 +39,7 @@ from uniq_jax.deploy.onnx_operations import (
     limit,
     maximum,
 )
+from uniq_jax.deploy.uniform import uniform_step
 
 
 def _maximum(emitter: Emitter, node: Node) -> None:
@@ -86,18 +89,20 @@ def _encode(emitter: Emitter, node: Node) -> None:
     """Codes of floats, by the thresholds of the whole layer."""
     x, layout = encode_input(emitter, node)
     thresholds = emitter.arrays[node.inputs[1]]
-    make = emitter.make
-    if thresholds.size > FEW:
+    offset = node["grid"][1]
+    found = quotient(thresholds) if offset == 0 and thresholds.size <= FEW else None
+    step = uniform_step(thresholds, offset)
+    if found is not None:
+        factor, step = found
+        if factor != 1:
+            x = emitter.make("Mul", x, emitter.make.constant(factor))
+        _put_quantized(emitter, node, x, step, layout)
+    elif step is not None and thresholds.size > FEW_EVEN:
+        put_even(emitter, node, x, step, layout)
+    elif thresholds.size > FEW:
         put_guessed(emitter, node, x, thresholds, layout)
-        return
-    found = quotient(thresholds) if node["grid"][1] == 0 else None
-    if found is None:
+    else:
         _put_counted(emitter, node, x, thresholds[:, None], layout)
-        return
-    factor, step = found
-    if factor != 1:
-        x = make("Mul", x, make.constant(factor))
-    _put_quantized(emitter, node, x, step, layout)
 
 
 def _encode_sums(emitter: Emitter, node: Node) -> None:
@@ -116,9 +121,7 @@ def _encode_sums(emitter: Emitter, node: Node) -> None:
     _put_quantized(emitter, node, x, np.float32(1), layout)
 
 
-def _put_counted(
-    emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, layout: str
-) -> None:
+def _put_counted(emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, layout: str) -> None:
     """The number of thresholds (n, channels or 1) that x reaches."""
     total, make = "", emitter.make
     for row in thresholds:
@@ -151,6 +154,8 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
     make, source = emitter.make, node.inputs[0]
     kind = arithmetic(node["activation"], node["weight"])
     value = emitter.codes[source].name
+    if emitter.codes[source].is_float:
+        value = make("Cast", value, to=UINT8)
     if kind.factor != 1:
         value = make("Mul", value, make.constant(np.uint8(kind.factor)))
     value = emitter.transposed(value, emitter.layout(source), NHWC)
@@ -167,7 +172,13 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
         one, (scale, *summand) = emitter.constant(1), _factor(emitter, node)
         tail = (zero, "", make.constant(summand[0])) if summand else zeros
         made = make(
-            "MatMulIntegerToFloat", value, weight, one, make.constant(scale), *tail, domain=MICROSOFT
+            "MatMulIntegerToFloat",
+            value,
+            weight,
+            one,
+            make.constant(scale),
+            *tail,
+            domain=MICROSOFT,
         )
     emitter.put(node.name, made, NHWC)
 

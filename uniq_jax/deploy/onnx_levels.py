@@ -21,8 +21,8 @@ from uniq_jax.quantizers import Grid
 # Sums of integers below this are exact in float32, whatever their order.
 EXACT = 2**24
 
-# With more thresholds a code is guessed, and corrected.
-FEW = 31
+# With more thresholds a code is guessed, and corrected: where they are evenly spaced, and else.
+FEW_EVEN, FEW = 7, 31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +183,29 @@ def encode_input(emitter: Emitter, node: Node) -> tuple[str, str]:
     layout = emitter.common(node)
     x = emitter.read(node.inputs[0], layout)
     return emitter.make("Neg", x) if node["negate"] else x, layout
+
+
+def put_even(emitter: Emitter, node: Node, x: str, step: np.float32, layout: str) -> None:
+    """Codes of evenly spaced thresholds, exact: an odd code is guessed, and corrected.
+
+    Threshold i is `step * (i - 1/2 - offset)`, and a number on it has the even code of the two
+    (`uniq_jax.quantizers.uniform`): from an odd code on, the one below it is passed by what is
+    larger, the one above it is reached by what is equal too.
+    """
+    bits, offset = node["grid"]
+    make, constant = emitter.make, emitter.constant
+    pair = make("Mul", x, constant(0.5 / float(step)))
+    pair = make("Floor", make("Add", pair, constant(offset / 2)))
+    pair = make("Clip", pair, constant(0), constant(2 ** (bits - 1) - 1))
+    even = make("Mul", pair, constant(2))
+    place = emitter.apart(make("Add", even, constant(0.5 - offset)))
+    below = make("Mul", place, constant(step))
+    place = emitter.apart(make("Add", place, constant(1)))
+    above = make("Mul", place, constant(step))
+    code = make("Add", even, make("Cast", make("Greater", x, below), to=FLOAT))
+    code = make("Add", code, make("Cast", make("GreaterOrEqual", x, above), to=FLOAT))
+    code = make("Min", code, constant(2**bits - 1), name=code_name(node.name, layout))
+    emitter.put_codes(node, Codes(code, True, node["grid"]), layout)
 
 
 def put_guessed(emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, layout: str) -> None:

@@ -17,19 +17,20 @@ from uniq_jax.deploy.onnx_emitter import Codes, Emit, Emitter, code_name
 from uniq_jax.deploy.onnx_levels import (
     EXACT,
     FEW,
+    FEW_EVEN,
     arithmetic,
     decode,
     encode_input,
     kernel,
     kernel_codes,
     level_product,
+    put_even,
     put_guessed,
     rescaled,
     signed_sums,
 )
 from uniq_jax.deploy.onnx_operations import (
     FLOAT,
-    LOWEST,
     OPERATIONS,
     elementwise,
     is_conv,
@@ -47,9 +48,7 @@ _APART = ("max", "min", "encode", "encode_sums", "mean_pixels", "reduce_window_m
 def _guarded(emitter: Emitter, node: Node, value: str) -> str:
     """A rounded value that nothing is joined with, in the exact form."""
     users = emitter.users.get(node.name, ())
-    if not emitter.is_exact or all(user.operation in _APART for user in users):
-        return value
-    return emitter.make("Max", value, emitter.constant(LOWEST))
+    return value if all(user.operation in _APART for user in users) else emitter.apart(value)
 
 
 def _rounded(emitter: Emitter, node: Node) -> None:
@@ -67,9 +66,11 @@ def _encode(emitter: Emitter, node: Node) -> None:
     """Codes of floats, by the thresholds of the whole layer."""
     x, layout = encode_input(emitter, node)
     thresholds = emitter.arrays[node.inputs[1]]
-    step = None if emitter.is_exact else uniform_step(thresholds, node["grid"][1])
-    if step is not None:
+    step = uniform_step(thresholds, node["grid"][1])
+    if step is not None and not emitter.is_exact:
         _put_rounded(emitter, node, x, float(step), layout)
+    elif step is not None and thresholds.size > FEW_EVEN:
+        put_even(emitter, node, x, step, layout)
     elif thresholds.size > FEW:
         put_guessed(emitter, node, x, thresholds, layout)
     else:
@@ -91,9 +92,7 @@ def _encode_sums(emitter: Emitter, node: Node) -> None:
     _put_counted(emitter, node, sums, thresholds, emitter.layout(node.inputs[0]))
 
 
-def _put_counted(
-    emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, layout: str
-) -> None:
+def _put_counted(emitter: Emitter, node: Node, x: str, thresholds: np.ndarray, layout: str) -> None:
     """The number of thresholds (n, channels or 1) that x reaches, each a comparison."""
     reached = []
     for row in thresholds:
