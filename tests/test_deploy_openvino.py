@@ -1,5 +1,6 @@
 """Binary networks in OpenVINO's runtime."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 from frozen_networks import SHAPE, answers, images, small
 
 from uniq_jax import deploy
+from uniq_jax.deploy.runtimes import load_openvino
 from uniq_jax.nn import UniqActivation, UniqWeight
 
-openvino = pytest.importorskip("openvino", reason="needs the extra uniq_jax[openvino]")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="needs the extra uniq_jax[openvino]"
+)
 
 COUNT = 64
 
@@ -22,7 +26,7 @@ def network():
 def compiled(model):
     """For the processor, in float32."""
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    return openvino.Core().compile_model(model, "CPU", options)
+    return load_openvino().Core().compile_model(model, "CPU", options)
 
 
 def layer_types(program):
@@ -34,7 +38,7 @@ def test_a_binary_network_gives_the_same_logits(network, tmp_path):
     path = tmp_path / "network.xml"
     deploy.export_openvino(network, path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["network.bin", "network.xml"]
-    model = openvino.Core().read_model(path)
+    model = load_openvino().Core().read_model(path)
     assert model.input("images").shape == [1, *SHAPE]
     assert json.loads(model.get_rt_info(["uniq_jax", "about"]).astype(str))["labels"] == []
     one = compiled(model)
@@ -70,6 +74,20 @@ def test_no_code_of_it_differs(network, form, monkeypatch):
         levels = np.moveaxis(levels, -1, 1)
         np.testing.assert_array_equal(found[name], levels, err_msg=name)
         assert len(np.unique(levels)) > 1, name
+
+
+def test_other_networks_are_those_of_onnx(tmp_path):
+    network = small(UniqWeight(2, "channel"), UniqActivation(3))
+    path = tmp_path / "network.xml"
+    deploy.export_openvino(network, path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["network.bin", "network.xml"]
+    model = load_openvino().Core().read_model(path)
+    assert "uniq_jax" in model.get_rt_info()
+    program = compiled(model)
+    assert "BinaryConvolution" not in layer_types(program)
+    for count in (1, 16):
+        logits, _ = answers(network, count)
+        np.testing.assert_allclose(program(images(count))["logits"], logits, rtol=1e-5, atol=1e-5)
 
 
 def test_what_cannot_be_written_is_an_error(network, tmp_path):

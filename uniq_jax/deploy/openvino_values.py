@@ -1,19 +1,16 @@
 """Numbers, codes and bits in OpenVINO's operations."""
 
+import importlib
 from typing import Any
 
 import numpy as np
 
 from uniq_jax.deploy import integers
 from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.runtimes import load_openvino
 
-try:
-    import openvino
-    from openvino import opset15 as ops
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "OpenVINO is missing: pip install 'uniq_jax[openvino]'", name=error.name
-    ) from error
+openvino = load_openvino()
+ops = importlib.import_module("openvino.opset15")
 
 Value = Any
 
