@@ -44,9 +44,9 @@ def export_openvino(
         raise ValueError(f"path (={str(path)!r}) must end in .xml")
     if batch is not None and batch < 1:
         raise ValueError(f"batch (={batch}) must be at least 1, or None")
-    first = channels_first(network.graph, network.arrays)
+    first = _binary_form(network)
     with written(path.with_suffix(".bin"), path) as (arrays, described):
-        if has_binary_layers(first):
+        if first is not None:
             model = openvino_operations.model(first, batch or 1)
         else:
             source = arrays.with_suffix(".onnx")
@@ -57,7 +57,11 @@ def export_openvino(
         openvino.save_model(model, described, compress_to_fp16=False)
 
 
-def has_binary_layers(network: ChannelsFirst) -> bool:
-    """Whether any layer becomes a BinaryConvolution."""
-    nodes, arrays = network.graph.nodes, network.arrays
-    return any(openvino_operations.is_binary(node, arrays) for node in nodes)
+def _binary_form(network: FrozenNetwork) -> ChannelsFirst | None:
+    """The network with channels first, if any of its layers becomes a BinaryConvolution."""
+    products = [node for node in network.graph.nodes if node.operation == "integer_product"]
+    if not any(node["activation"][0] == node["weight"][0] == 1 for node in products):
+        return None
+    first = channels_first(network.graph, network.arrays)
+    is_binary = openvino_operations.is_binary
+    return first if any(is_binary(n, first.arrays) for n in first.graph.nodes) else None

@@ -42,14 +42,14 @@ def export_stablehlo(
     Example:
       >>> import pathlib, tempfile
       >>> from flax import nnx
-      >>> from uniq_jax import deploy, models
-      >>> model = models.create("resnet8", num_classes=10, rngs=nnx.Rngs(0), method="uniq",
-      ...                       weight_bits=1, activation_bits=1, width=4)
-      >>> path = pathlib.Path(tempfile.mkdtemp(), "resnet8.stablehlo")
-      >>> deploy.export_stablehlo(deploy.freeze(model, (8, 8, 3)), path, platforms=["cpu"])
+      >>> from uniq_jax import deploy, nn
+      >>> layer = nn.QuantLinear(4, 3, weight=nn.UniqWeight(2), activation=nn.UniqActivation(2),
+      ...                        rngs=nnx.Rngs(0))
+      >>> path = pathlib.Path(tempfile.mkdtemp(), "linear.stablehlo")
+      >>> deploy.export_stablehlo(deploy.freeze(layer, (4,)), path, platforms=["cpu"])
       >>> program = jax.export.deserialize(path.read_bytes())
-      >>> program.platforms, program.call(jnp.zeros((3, 8, 8, 3))).shape
-      (('cpu',), (3, 10))
+      >>> program.platforms, program.call(jnp.zeros((5, 4))).shape
+      (('cpu',), (5, 3))
     """
     path, platforms = Path(path), tuple(platforms)
     for platform in platforms:
