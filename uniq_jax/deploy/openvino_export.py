@@ -28,7 +28,8 @@ def export_openvino(
     bfloat16 else.
 
     Args:
-      network: of `uniq_jax.freeze`.
+      network: of `uniq_jax.freeze`. With integer thresholds (the default there) binary layers take
+        up the quantizers behind them, and are fastest.
       path: of the .xml file.
       batch: images of a call; None for any number, which for a network with binary layers is 1:
         OpenVINO wants their sizes known. `openvino.Model.reshape` changes it before compiling.
