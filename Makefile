@@ -18,7 +18,7 @@ DEMO_IMAGES := runs/demo/export/images
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact update-constraints clean
+.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact exports update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -83,6 +83,9 @@ soak: $(DEV) ## 30 random kills in one training, and other slow tests of stoppin
 
 distributed: $(DEV) ## two processes against one, and lost ones (needs UNIQ_JAX_SHARED)
 	@$(RUN) -m pytest -q -m slow tests/test_distributed.py tests/test_train_processes.py
+
+exports: $(DEV) ## exported ResNet-20s in OpenVINO and QONNX, code by code (needs UNIQ_JAX_SHARED)
+	@$(RUN) -m pytest -q -m slow tests/test_deploy_exports_real.py
 
 exact: $(DEV) ## frozen networks against training, code by code: every method, width and network; hours (needs UNIQ_JAX_SHARED)
 	@shared="$${UNIQ_JAX_SHARED:-../shared}"; \

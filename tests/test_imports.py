@@ -73,6 +73,7 @@ ALLOWED_PACKAGES = {
     "onnx": ("deploy",),
     "onnxruntime": ("deploy", "predict"),
     "openvino": ("deploy",),
+    "qonnx": (),
 }
 
 # The quantizers are for anyone: for them, what is named is all.
@@ -190,7 +191,7 @@ def test_a_legal_import_is_not_found(tmp_path, file, source):
 
 HEAVY = ("flax", "optax", "grain", "matplotlib", "orbax", "tensorflow", "tensorflow_datasets",
          "torch", "rich", "ml_collections", "sklearn", "tensorboardX", "chex", "qwix",
-         "cv2", "onnx", "onnxruntime", "openvino")  # fmt: skip
+         "cv2", "onnx", "onnxruntime", "openvino", "qonnx")  # fmt: skip
 
 
 def loaded_by(statement: str) -> list[str]:

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from uniq_jax.deploy.onnx_check import compare_onnx as compare_onnx
     from uniq_jax.deploy.onnx_export import export_onnx as export_onnx
     from uniq_jax.deploy.onnx_export import onnx_about as onnx_about
+    from uniq_jax.deploy.openvino_export import export_openvino as export_openvino
+    from uniq_jax.deploy.qonnx_export import export_qonnx as export_qonnx
     from uniq_jax.deploy.runtimes import compile_openvino as compile_openvino
     from uniq_jax.deploy.runtimes import open_onnxruntime as open_onnxruntime
     from uniq_jax.deploy.size import Size as Size
     from uniq_jax.deploy.size import model_size as model_size
+    from uniq_jax.deploy.stablehlo import export_stablehlo as export_stablehlo
     from uniq_jax.deploy.verification import LayerCheck as LayerCheck
     from uniq_jax.deploy.verification import Verification as Verification
     from uniq_jax.deploy.verification import verify as verify
@@ -38,6 +41,9 @@ _LAZY = {
     "compare_onnx": "onnx_check",
     "compile_openvino": "runtimes",
     "export_onnx": "onnx_export",
+    "export_openvino": "openvino_export",
+    "export_qonnx": "qonnx_export",
+    "export_stablehlo": "stablehlo",
     "freeze": "freezing",
     "model_size": "size",
     "onnx_about": "onnx_export",

@@ -20,7 +20,7 @@ def compile_openvino(model: str | os.PathLike[str] | bytes, *, threads: int | No
     Raises:
       ModuleNotFoundError: without the package openvino.
     """
-    openvino = _openvino()
+    openvino = load_openvino()
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
@@ -29,10 +29,13 @@ def compile_openvino(model: str | os.PathLike[str] | bytes, *, threads: int | No
     return core.compile_model(read, "CPU", options)
 
 
-def _openvino() -> Any:
+def load_openvino() -> Any:
     """The package, without the report of its import.
 
     It sends that over the network from a fork of this process, which JAX's threads do not survive.
+
+    Raises:
+      ModuleNotFoundError: without the package openvino.
     """
     if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType]
