@@ -12,6 +12,9 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 # will do.
 PYTHON ?=
 
+DEMO_MODEL := runs/demo/export/model.safetensors
+DEMO_IMAGES := runs/demo/export/images
+
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
@@ -22,13 +25,19 @@ DEV := $(VENV)/.installed-dev
 help: ## list the targets
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' Makefile
 
-demo: demo-plan $(CORE) ## train and quantize a small network on the digits (2-bit, minutes on a CPU)
+demo: demo-plan $(CORE) ## train, quantize, freeze and try a small network on the digits (2-bit, minutes on a CPU)
 	@if [ -f runs/demo/result.json ]; then rm -rf runs/demo; fi
 	@$(RUN) -m uniq_jax.main --config=configs/digits_w2a2.py --workdir=runs/demo
+	@echo
+	@echo "What the integer network sees in test images it was not trained on:"
+	@echo "    $(PY) -m uniq_jax.predict --top=2 --benchmark $(DEMO_MODEL) $(DEMO_IMAGES)"
+	@echo
+	@$(RUN) -m uniq_jax.predict --top=2 --benchmark $(DEMO_MODEL) $(DEMO_IMAGES)
 
 demo-plan:
 	@echo "This trains a small network on the embedded digits, quantizes its weights and"
-	@echo "activations to 2 bits, trains on, and writes the results to runs/demo."
+	@echo "activations to 2 bits, trains on, freezes it to an exact integer network, and writes the"
+	@echo "results to runs/demo. At the end the integer network is tried on test images."
 	@if [ -f runs/demo/result.json ]; then \
 	    echo "runs/demo holds a finished run: it is removed, and training starts afresh."; \
 	elif [ -d runs/demo ]; then \

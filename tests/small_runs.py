@@ -54,6 +54,7 @@ def get_config(arg=None):
     config.log_every_steps = 1
     config.layer_metrics_every_steps = 0
     config.tensorboard = False
+    config.export.formats = ""
     return config
 
 

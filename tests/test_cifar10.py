@@ -14,7 +14,11 @@ from uniq_jax.train.logs import read_metrics
 
 pytestmark = pytest.mark.data
 
-PART = ("--config.data.train_split=train[:2048]", "--config.data.test_split=test[:1000]")
+PART = (
+    "--config.data.train_split=train[:2048]",
+    "--config.data.test_split=test[:1000]",
+    "--config.export.formats=",
+)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,7 @@ def test_two_epochs_killed_and_resumed_give_the_same_losses(
     assert result["float_accuracy"] >= float_accuracy
     assert result["test_accuracy"] > 0.6
     assert result["float_bytes"] / result["packed_bytes"] > 12
+    assert result["mismatching_codes"] == (0 if steps == 780 else None)
 
     process = start(disturbed)
     between_checkpoints = steps // 2

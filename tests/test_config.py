@@ -196,7 +196,10 @@ def test_smoke_is_the_same_network_and_recipe_in_short():
 def test_a_row_runs(tmp_path, run_main):
     path = row_file("uniq", "cifar100", "preact_resnet32", 1)
     process = run_main(
-        f"--config={path}:smoke", "--config.model.name=preact_resnet8", f"--workdir={tmp_path}"
+        f"--config={path}:smoke",
+        "--config.model.name=preact_resnet8",
+        "--config.export.formats=",
+        f"--workdir={tmp_path}",
     )
     assert process.returncode == 0, process.stderr
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4
@@ -230,6 +233,14 @@ def test_a_row_runs(tmp_path, run_main):
         ("mesh", {"data": 0, "model": 1}, r"config\.mesh"),
         ("phases", ("float",), r"no section config\.float"),
         ("phases", (), r"config\.phases \(=\(\)\)"),
+        (
+            "export.formats",
+            "packd",
+            r"config\.export\.formats \(='packd'\) must be formats of packed",
+        ),
+        ("export.format", "onnx", r"config\.export\.format .*did you mean 'formats'"),
+        ("export.batch", -1, r"config\.export\.batch \(=-1\) must be at least 0"),
+        ("export.check_images", 0, r"config\.export\.check_images \(=0\) must be at least 1"),
         ("log_every_steps", 0, r"config\.log_every_steps \(=0\) must be at least 1"),
         ("layer_metrics_every_steps", -1, r"layer_metrics_every_steps \(=-1\) must be at least 0"),
     ],
@@ -284,6 +295,15 @@ def test_arguments_have_the_type_of_their_default():
         c.phase("uniq", total_epoch=3)
     with pytest.raises(ConfigError, match=r"phase\.optimizer\.rate is no known key"):
         c.phase("uniq", optimizer={"rate": 3})
+
+
+def test_export_formats_are_separated_by_commas():
+    config = digits()
+    assert c.run_spec(config).export.names == ("packed",)
+    config.export.formats = "onnx, packed,onnx"
+    assert c.run_spec(config).export.names == ("onnx", "packed")
+    config.export.formats = ""
+    assert c.run_spec(config).export.names == ()
 
 
 def test_differences_name_keys_and_both_values():

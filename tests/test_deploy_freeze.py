@@ -146,6 +146,10 @@ def test_a_prelu_that_falls_keeps_its_float_steps():
     frozen = deploy.freeze(model, (32, 32, 3))
     after = [n.operation for n in frozen.graph.nodes]
     assert after.count("encode_sums") == before.count("encode_sums") - 1
+    outputs = {layer.path: layer.output for layer in deploy.layers(frozen)}
+    assert outputs["layer1/0/conv1"] == "float epilogue: PReLU with a negative slope"
+    assert outputs["layer1/1/conv1"] == "integer thresholds"
+    assert outputs["layer2/0/conv2"] == "float epilogue: residual sum"
     found = deploy.verify(model, frozen, [images(2, shape=(32, 32, 3))])
     assert found.mismatches == 0
 

@@ -108,6 +108,7 @@ def train(directory, method, processes, data_dir, teacher_file, *, steps=STEPS, 
         "--config.layer_metrics_every_steps=0",
         f"--config.eval_every_epochs={epochs}",
         "--config.tensorboard=False",
+        "--config.export.formats=",
         f"--config.model.dtype={dtype}",
         f"--config.model.param_dtype={dtype}",
     ]

@@ -32,9 +32,10 @@ ALLOWED_ROOMS = {
     "recipes": ("config", "curriculum", "spec"),
     "deploy": ("quantizers", "exact", "nn", "models"),
     # A run ends with what its network costs where it is deployed.
-    "train": (*BELOW_TRAIN, "deploy"),
+    "train": (*BELOW_TRAIN, "exact", "deploy"),
     "plots": ("quantizers",),
     "report": ("quantizers", "plots"),
+    "predict": ("data", "deploy"),
     "main": (*BELOW_TRAIN, "config", "train", "deploy", "plots", "report"),
 }
 
@@ -62,14 +63,14 @@ ALLOWED_PACKAGES = {
     "matplotlib": ("plots", "report"),
     "ml_collections": ("config", "main"),
     "absl": ("data", "main"),
-    "rich": ("summarize", "data", "train", "main", "report"),
+    "rich": ("summarize", "data", "train", "main", "report", "predict"),
     "tensorboardX": ("train",),
     "sklearn": ("data",),
     "PIL": ("data",),
     "cv2": ("data",),
     "simplejpeg": ("data",),
     "onnx": ("deploy",),
-    "onnxruntime": ("deploy",),
+    "onnxruntime": ("deploy", "predict"),
     "openvino": ("deploy",),
 }
 

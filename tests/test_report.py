@@ -479,3 +479,20 @@ def test_a_browser_shows_every_picture_and_no_error(pages, browse, name, width):
 def test_the_browser_would_notice(pages, browse, old, new, problem):
     found, _, _ = browse(pages["begun"].read_text().replace(old, new, 1))
     assert any(problem in one for one in found), found
+
+
+def test_the_integer_network_is_shown_where_there_is_one(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    frozen = {"codes": 12345, "mismatching_codes": 0, "file_bytes": 108_000}
+    frozen |= {"float_ms": 3.0, "integer_ms": 1.5, "not_exported": ""}
+    (workdir / "result.json").write_text(json.dumps(RESULT | frozen))
+    text = " ".join(Page(write_report(workdir).read_text()).text)
+    assert "0 of 12345" in text
+    assert "108.0 KB 10.0x smaller" in " ".join(text.split())
+    assert "2.0x as fast" in text
+    assert "not exported" not in text
+    broken = RESULT | {"codes": None, "file_bytes": None, "integer_ms": None, "not_exported": "no"}
+    (workdir / "result.json").write_text(json.dumps(broken))
+    text = write_report(workdir).read_text()
+    assert "mismatching codes" not in text
+    assert "not exported" in text

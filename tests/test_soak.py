@@ -39,6 +39,7 @@ def get_config(arg=None):
     config.eval_every_epochs = 0.25
     config.checkpoint_every_steps = 2
     config.log_every_steps = 1
+    config.export.formats = ""
     return config
 """
 

@@ -39,6 +39,7 @@ def get_config(arg=None):
     config.model.options = {"width": 4}
     config.checkpoint_every_steps = 2
     config.log_every_steps = 1
+    config.export.formats = ""
     recipes.add_phases(config, args, calibration_batches=2)
     return config
 """

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,6 +52,7 @@ def get_config(arg=None):
     config.log_every_steps = 1
     config.layer_metrics_every_steps = 0
     config.checkpoint_every_steps = 1
+    config.export.formats = ""
     return config
 """
 
@@ -179,6 +181,25 @@ def test_process_0_alone_prints_and_writes(runs):
     names = [sorted(p.name for p in workdir.iterdir()) for workdir in (one, two)]
     assert names[0] == names[1]
     assert not [p for p in two.rglob("*") if "tmp" in p.name.lower()]
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_first_freezes_the_network(
+    runs, config_file, float_file, quick_compilation, tmp_path
+):
+    shutil.copytree(runs[1][0], workdir := tmp_path / "two")
+    (workdir / "result.json").unlink()
+    arguments = (f"--config={config_file}:teacher={float_file}", f"--workdir={workdir}")
+    for mode in ("train", "export"):
+        more = (f"--mode={mode}", "--config.export.formats=packed")
+        children = start(2, MAIN, *arguments, *more, environment=quick_compilation)
+        (code, printed, errors), (other, nothing, _) = finish(children)
+        assert (code, other) == (0, 0), errors
+        assert "mismatching codes: 0 of" in printed
+        assert "codes" not in nothing
+        result = json.loads((workdir / "result.json").read_text())
+        assert result["mismatching_codes"] == 0
+        assert (workdir / "export" / "model.safetensors").stat().st_size == result["file_bytes"]
 
 
 @pytest.mark.slow

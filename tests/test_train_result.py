@@ -84,6 +84,27 @@ def test_table_reads_as_documented():
     ]
 
 
+def test_table_of_a_frozen_network():
+    frozen = {"codes": 1000, "mismatching_codes": 0, "file_bytes": 25_000}
+    times = {"float_ms": 1.5, "integer_ms": 0.5}
+    lines = _render(**frozen, **times)
+    assert lines[7:9] == [
+        "size on disk      312.3 KB     25.0 KB   12.5x smaller",
+        "one image, JAX     1.50 ms     0.50 ms     3.0x faster",
+    ]
+    assert "integers  mismatching codes: 0 of 1000" in lines
+    assert _row("one image, JAX", float_ms=0.5, integer_ms=0.6)[-2:] == ["1.2x", "slower"]
+    (line,) = [x for x in _render(not_exported="it has [no] layers") if x.startswith("no export")]
+    assert line.endswith("it has [no] layers")
+
+
+def test_a_result_from_before_networks_were_frozen_is_read(tmp_path):
+    values = {k: v for k, v in dataclasses.asdict(RESULT).items() if v is not None and v != ""}
+    (tmp_path / "result.json").write_text(json.dumps(values))
+    assert "codes" not in values
+    assert Result.read(tmp_path) == RESULT
+
+
 def _row(label, **changes):
     (line,) = [line for line in _render(**changes) if line.startswith(label)]
     return line.removeprefix(label).split()

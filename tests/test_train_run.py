@@ -31,6 +31,7 @@ def get_config(arg=None):
     config.checkpoint_every_steps = 4
     config.log_every_steps = 1
     config.layer_metrics_every_steps = 6
+    config.export.formats = ""
     return config
 """
 
@@ -139,6 +140,19 @@ def test_eval_finds_the_accuracy_of_training(finished, config_file, run_main):
     accuracy = json.loads((workdir / "result.json").read_text())["test_accuracy"]
     assert f"test accuracy {100 * accuracy:.2f}%" in process.stdout
     assert "on 360 examples" in process.stdout
+
+
+def test_export_writes_what_it_is_told_to(finished, config_file, run_main):
+    workdir, _ = finished
+    arguments = (f"--config={config_file}", f"--workdir={workdir}", "--mode=export")
+    options = ("--config.export.formats=packed", "--config.export.check_images=40")
+    process = run_main(*arguments, *options)
+    assert process.returncode == 0, process.stderr
+    lines = [line.strip() for line in process.stdout.splitlines()]
+    check = json.loads((workdir / "export" / "export.json").read_text())["check"]
+    assert (check["images"], check["mismatches"]) == (40, 0)
+    assert f"mismatching codes: 0 of {check['codes']}" in lines
+    assert (workdir / "export" / "model.safetensors").stat().st_size > 1000
 
 
 def test_killed_anywhere_it_resumes_bit_for_bit(finished, config_file, tmp_path, quick_compilation):
@@ -257,7 +271,7 @@ def test_a_workdir_of_another_config_is_refused(finished, config_file, run_main)
         ("--config.init_from=/no/such", "config.init_from (='/no/such') does not exist"),
         ("--config.data.batch_size=400", "config.data.batch_size (=400) must be at most"),
         ("--config.mesh.data=3", "must multiply to the number of devices"),
-        ("--mode=trane", "<train|eval>"),
+        ("--mode=trane", "<train|eval|export>"),
         ("--mode=eval", "has no checkpoint to evaluate"),
         ("--wrkdir=x", "Unknown command line flag 'wrkdir'"),
         ("stray", "unexpected arguments: stray"),

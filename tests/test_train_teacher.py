@@ -21,6 +21,7 @@ def get_config(arg=None):
     config.model.options = {"width": 4}
     config.checkpoint_every_steps = 8
     config.log_every_steps = 1
+    config.export.formats = ""
     if not args.teacher:
         config.phases = ("float",)
         config.float = c.phase("float", total_epochs=args.epochs)

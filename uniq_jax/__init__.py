@@ -11,7 +11,8 @@ uniq_jax.linen         the layers, and calibrate, for Flax Linen
 uniq_jax.qwix          the quantizers as a provider of qwix; needs the extra uniq_jax[qwix]
 uniq_jax.models        the networks of the papers
 uniq_jax.report        a run's files as one HTML page, and runs compared; needs no JAX
-uniq_jax.main          the command: trains and evaluates as a config file says
+uniq_jax.predict       what an exported network sees in images, as a command too; needs no Flax
+uniq_jax.main          the command: trains, evaluates and exports as a config file says
 """
 
 import importlib
@@ -44,6 +45,7 @@ _ROOMS = (
     "linen",
     "models",
     "nn",
+    "predict",
     "quantizers",
     "qwix",
     "report",

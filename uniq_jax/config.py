@@ -46,6 +46,13 @@ def base() -> ml_collections.ConfigDict:
                 "remat": "none",
             },
             "phases": (),
+            "export": {
+                "formats": "packed",
+                "exact": False,
+                "batch": 0,
+                "check_images": 1000,
+                "sample_images": 0,
+            },
             "init_from": "",
             "mesh": {"data": -1, "model": 1},
             "memory_limit_gib": 0.0,

@@ -4,8 +4,12 @@ A network that is quantized takes a code from what these compute. Those that are
 of their own to JAX's tracing, under their names, by which `uniq_jax.freeze` knows them.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def rescale(x: jax.Array, scale: jax.Array) -> jax.Array:
@@ -15,6 +19,32 @@ def rescale(x: jax.Array, scale: jax.Array) -> jax.Array:
     depending on what surrounds them. The maximum, which changes no finite number, is in the way.
     """
     return jnp.maximum(x * scale, jnp.finfo(x.dtype).min)
+
+
+def normalize(
+    images: Any, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32
+) -> jax.Array:
+    """`(x − mean) · (1 / std)`: 1 / std is rounded once, as are the difference and the product.
+
+    Compilers divide by a constant, or multiply by its reciprocal; here there is nothing to choose,
+    so that training, evaluation and a frozen network see the same numbers.
+
+    Args:
+      images: (..., channels), of any real dtype.
+      mean: of each channel, in the units of the images; () for images as they are.
+      std: of each channel.
+      dtype: of the result.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> normalize(jnp.array([[7, 9]], jnp.uint8), (5.0, 5.0), (2.0, 8.0)).tolist()
+      [[1.0, 0.5]]
+    """
+    values = jnp.asarray(images).astype(dtype)
+    if not len(mean):
+        return values
+    reciprocals = (1 / np.asarray(std, np.float64)).astype(dtype)
+    return rescale(values - jnp.asarray(mean, dtype), jnp.asarray(reciprocals))
 
 
 @jax.jit

@@ -1,10 +1,13 @@
-"""Trains, or evaluates, a low-bit network as a config file says.
+"""Trains, evaluates, or exports a low-bit network as a config file says.
 
     python -m uniq_jax.main --config=configs/digits_w2a2.py --workdir=runs/digits
 
 Everything the run leaves goes below --workdir. A run that was killed goes on when the same command
 is given again. Keys of the config are overridden as in --config.seed=1, and arguments of the config
 file follow a colon: --config=configs/cifar10_resnet20_w2a2.py:bits=1,method=n2uq
+
+--mode=eval evaluates the newest checkpoint, and --mode=export freezes it to integers:
+--config.export.formats=packed,onnx,openvino,qonnx,stablehlo
 
 SIGTERM, or Ctrl-C, ends it at the next step, with a checkpoint; Ctrl-C twice ends it at once. It
 exits with 0 when it is finished, 1 on an error, 69 when another process of the job was lost, and 75
@@ -30,8 +33,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made wher
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval"],
-    "train: train, or go on training; eval: evaluate the newest checkpoint on the whole test set.",
+    ["train", "eval", "export"],
+    "train: train, or go on training; eval: evaluate the newest checkpoint on the whole test set; "
+    "export: freeze the newest checkpoint, and write the files of config.export to WORKDIR/export.",
 )
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -97,6 +101,9 @@ def _train_or_evaluate(spec: RunSpec, console: Console) -> None:
             f"{values['test_loss']:.4f}  on {values['test_count']} examples"
         )
         return
+    if _MODE.value == "export":
+        _export(spec, workdir, console)
+        return
     try:
         with preemption.listening() as stop:
             result = loop.train(spec, workdir, console, stop)
@@ -107,6 +114,21 @@ def _train_or_evaluate(spec: RunSpec, console: Console) -> None:
         _draw(workdir, console)
     console.print()
     console.print(table(result))
+
+
+def _export(spec: RunSpec, workdir: Path, console: Console) -> None:
+    from uniq_jax.train import exports, loop
+
+    exported = loop.export(spec, workdir, console)
+    if exported is None:  # The first process has written it.
+        return
+    console.print(exports.table(exported))
+    check = exported.check
+    if check.mismatches or check.class_mismatches:
+        raise ValueError(
+            f"the files in {exported.directory} are not exact: {check.summary()}; "
+            f"{check.class_mismatches} of {check.images} images change their class"
+        )
 
 
 def _draw(workdir: Path, console: Console) -> None:

@@ -99,6 +99,7 @@ def digits(arg: str | None, quantized: Config) -> Config:
     config.data.pad_pixels = 1
     config.model.name = "resnet20"
     config.layer_metrics_every_steps = 20
+    config.export.sample_images = 8
     config.phases = ("float",)
     config.float = c.phase(
         "float", total_epochs=15.0, optimizer={"learning_rate": 0.1, "warmup_epochs": 1.0}

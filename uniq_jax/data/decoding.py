@@ -43,6 +43,19 @@ def decode_image(
     return array[..., None] if channels == 1 else array
 
 
+def encode_png(image: np.ndarray) -> bytes:
+    """The bytes of a PNG file, from which `decode_image` makes the same image.
+
+    Args:
+        image: uint8 (H, W, C), C 1 or 3.
+    """
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
+    return file.getvalue()
+
+
 def resize_and_crop(
     image: np.ndarray, image_size: int, resize_size: int | None = None
 ) -> np.ndarray:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from uniq_jax.deploy.network import About as About
 from uniq_jax.deploy.network import FrozenNetwork as FrozenNetwork
+from uniq_jax.deploy.overview import Layer as Layer
+from uniq_jax.deploy.overview import layers as layers
+from uniq_jax.deploy.overview import summary as summary
 from uniq_jax.deploy.packed_file import load as load
 from uniq_jax.deploy.packed_file import save as save
 

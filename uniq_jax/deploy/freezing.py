@@ -23,6 +23,17 @@ MOST_BITS = 5
 # Products of levels, traced.
 _PRODUCTS = ("conv_general_dilated", "dot_general")
 
+# What keeps a quantizer from deciding on integer sums, for people.
+AS_ASKED = "as asked"
+_FLOAT_LAYER = "float layer"
+_REASONS = {
+    "add": "residual sum",
+    "reduce_window_max": "max pooling",
+    "mean_pixels": "mean over the pixels",
+    "reduce_sum": "sum over the pixels",
+    **dict.fromkeys(_PRODUCTS, _FLOAT_LAYER),
+}
+
 
 def freeze(
     model: nnx.Module, image_shape: tuple[int, ...], *, integer_thresholds: bool = True
@@ -65,8 +76,7 @@ def freeze(
     evaluated.eval()
     traced = trace(evaluated, image_shape)
     graph, arrays = _with_integers(traced)
-    if integer_thresholds:
-        graph = _with_sum_thresholds(graph, arrays)
+    graph = _with_sum_thresholds(graph, arrays, wanted=integer_thresholds)
     graph, arrays = pruned(graph, arrays)
     return FrozenNetwork(graph=graph, arrays={k: jnp.asarray(v) for k, v in arrays.items()})
 
@@ -139,22 +149,31 @@ def _integer_product(node: Node, source: Node, layer: Any, arrays: dict[str, Any
     return Node(node.name, "integer_product", names, attributes, source.layer)
 
 
-def _with_sum_thresholds(graph: Graph, arrays: dict[str, Any]) -> Graph:
-    """The graph whose quantizers decide on sums wherever they see functions of one sum only."""
+def _with_sum_thresholds(graph: Graph, arrays: dict[str, Any], *, wanted: bool) -> Graph:
+    """The graph whose quantizers decide on sums wherever they see functions of one sum only.
+
+    All others have an attribute "epilogue", which says why they don't.
+    """
     nodes = {node.name: node for node in graph.nodes}
     shapes = operations.shapes(graph, arrays)
     changes: dict[str, list[Node]] = {}
     for node in graph.nodes:
-        # With more thresholds the float steps are smaller, and faster.
-        if node.operation != "encode" or node["grid"][0] > MOST_BITS:
+        if node.operation != "encode":
             continue
         chain = _chain(node, nodes, arrays)
-        if chain is None:
+        if isinstance(chain, str):
+            changes[node.name] = [_kept(node, chain)]
+            continue
+        # With more thresholds the float steps are smaller, and faster.
+        if node["grid"][0] > MOST_BITS or not wanted:
+            why = AS_ASKED if not wanted else f"{node['grid'][0]} bits"
+            changes[node.name] = [_kept(node, why)]
             continue
         product = nodes[chain[0].inputs[0]]
         channels = shapes[product.name].shape[-1]
         signs = _signs(chain, arrays, channels)
-        if signs is None:
+        if isinstance(signs, str):
+            changes[node.name] = [_kept(node, signs)]
             continue
         signs = -signs if node["negate"] else signs
         rank = len(shapes[product.name].shape)
@@ -172,30 +191,35 @@ def _with_sum_thresholds(graph: Graph, arrays: dict[str, Any]) -> Graph:
     return replaced(graph, changes)
 
 
+def _kept(node: Node, why: str) -> Node:
+    """The quantizer that decides on float32 numbers, and why."""
+    return dataclasses.replace(node, attributes=(*node.attributes, ("epilogue", why)))
+
+
 def _chain(
     node: Node, nodes: Mapping[str, Node], arrays: Mapping[str, Any]
-) -> tuple[Node, ...] | None:
-    """The steps from the scale of integer sums to a quantizer, if all are of that one number."""
+) -> tuple[Node, ...] | str:
+    """The steps from the scale of integer sums to a quantizer; or why not all are of one sum."""
     chain: list[Node] = []
     name = node.inputs[0]
     while (step := nodes.get(name)) is not None:
         constants = [arrays[n] for n in step.inputs if n in arrays]
         if any(np.size(c) != np.shape(c)[-1] for c in constants if np.ndim(c)):
-            return None
+            return f"{step.operation} with an array of more than channels"
         chain.append(step)
         if step.operation == "rescale":
             source = nodes.get(step.inputs[0])
             is_integer = source is not None and source.operation == "integer_product"
-            return tuple(reversed(chain)) if is_integer else None
+            return tuple(reversed(chain)) if is_integer else _FLOAT_LAYER
         others = [n for n in step.inputs if n not in arrays]
         if step.operation not in ("prelu", *ELEMENTWISE) or len(others) != 1:
-            return None
+            return _REASONS.get(step.operation, step.operation)
         name = others[0]
-    return None
+    return "network's input"
 
 
-def _signs(chain: tuple[Node, ...], arrays: Mapping[str, Any], channels: int) -> np.ndarray | None:
-    """For each channel 1 if codes grow with its sums, -1 if they fall; None if neither is sure."""
+def _signs(chain: tuple[Node, ...], arrays: Mapping[str, Any], channels: int) -> np.ndarray | str:
+    """For each channel 1 if codes grow with its sums, -1 if they fall; or why neither is sure."""
     signs = np.ones(channels, np.int64)
     for step in chain:
         constants = [np.asarray(arrays[n]).reshape(-1) for n in step.inputs if n in arrays]
@@ -207,9 +231,9 @@ def _signs(chain: tuple[Node, ...], arrays: Mapping[str, Any], channels: int) ->
             signs = signs * np.where(constants[0] < 0, -1, 1)
         elif step.operation == "prelu":
             if np.any(constants[0] < 0):
-                return None
+                return "PReLU with a negative slope"
         elif step.operation not in ("add", "sub", "max", "min", "convert_element_type"):
-            return None
+            return f"{step.operation}, which may not be monotone"
     return signs
 
 

@@ -99,8 +99,27 @@ def _result(run: RunFiles) -> str:
                 texts.size(result["packed_bytes"]),
                 f"{ratio:.1f}x smaller",
             ),
+            *_frozen(result),
         ],
     )
+
+
+def _frozen(result: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Rows of the integer network, where the run has frozen one."""
+    rows: list[tuple[Any, ...]] = []
+    if (size := result.get("file_bytes")) is not None:
+        ratio = result["float_bytes"] / size
+        rows.append(("packed file", "", texts.size(size), f"{ratio:.1f}x smaller"))
+    if (integer := result.get("integer_ms")) is not None:
+        floats = result["float_ms"]
+        times = f"{floats:.2f} ms", f"{integer:.2f} ms"
+        rows.append(("one image in JAX", *times, f"{floats / integer:.1f}x as fast"))
+    if (codes := result.get("codes")) is not None:
+        found = f"{result['mismatching_codes']} of {codes}"
+        rows.append(("mismatching codes", "", found, ""))
+    if why := result.get("not_exported"):
+        rows.append(("not exported", "", why, ""))
+    return rows
 
 
 def _curves(run: RunFiles) -> str:

@@ -8,6 +8,7 @@ from uniq_jax.spec.checks import check as check
 from uniq_jax.spec.plain import differences as differences
 from uniq_jax.spec.plain import to_json as to_json
 from uniq_jax.spec.sections import DataSpec as DataSpec
+from uniq_jax.spec.sections import ExportSpec as ExportSpec
 from uniq_jax.spec.sections import LossSpec as LossSpec
 from uniq_jax.spec.sections import ModelSpec as ModelSpec
 from uniq_jax.spec.sections import OptimizerSpec as OptimizerSpec

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from uniq_jax.spec.sections import DataSpec, LossSpec, PhaseSpec, RunSpec
+from uniq_jax.spec.sections import (
+    EXPORT_FORMATS,
+    DataSpec,
+    ExportSpec,
+    LossSpec,
+    PhaseSpec,
+    RunSpec,
+)
 
 
 class ConfigError(ValueError):
@@ -12,6 +19,7 @@ class ConfigError(ValueError):
 def check(spec: RunSpec) -> None:
     """Raises a ConfigError that names the first key whose value is out of range."""
     _check_data(spec.data)
+    _check_export(spec.export)
     _require(0 <= spec.seed < 2**32, "seed", spec.seed, "in 0..2**32-1")
     _require(spec.log_every_steps >= 1, "log_every_steps", spec.log_every_steps, "at least 1")
     _require(spec.eval_every_epochs > 0, "eval_every_epochs", spec.eval_every_epochs, "above 0")
@@ -59,6 +67,14 @@ def _check_data(data: DataSpec) -> None:
         _require(data.in_memory != "always", "data.in_memory", data.in_memory, rule)
     rule = f"as long as config.data.mean (={data.mean!r})"
     _require(len(data.mean) == len(data.std), "data.std", data.std, rule)
+
+
+def _check_export(export: ExportSpec) -> None:
+    rule = f"formats of {', '.join(EXPORT_FORMATS)}, separated by commas, or ''"
+    is_known = all(name in EXPORT_FORMATS for name in export.names)
+    _require(is_known, "export.formats", export.formats, rule)
+    _at_least_0(export, "export.", "batch", "sample_images")
+    _require(export.check_images >= 1, "export.check_images", export.check_images, "at least 1")
 
 
 def _check_phase(phase: PhaseSpec) -> None:

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any, Literal
 
+EXPORT_FORMATS = ("packed", "onnx", "openvino", "qonnx", "stablehlo")
+"""What `ExportSpec.formats` may name."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
@@ -188,6 +191,35 @@ class PhaseSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportSpec:
+    """What a run leaves for use elsewhere: see `uniq_jax.train.exports`.
+
+    Attributes:
+      formats: separated by commas: "packed" (for `uniq_jax.deploy.load`), "onnx", "openvino",
+        "qonnx", "stablehlo". A run ends with these files, and `--mode=export` writes them at any
+        time; "" for a run whose network is not frozen.
+      exact: whether `model_qdq.onnx` and OpenVINO's files keep every operation, so that all codes
+        are those of training; else they have fewer and faster ones, and a few codes differ. The
+        other formats are exact always, QONNX as far as its tools are.
+      batch: images of one call of an exported network; 0 for any number (QONNX: 1).
+      check_images: of the test set, at most, on which all codes of training's evaluation and of the
+        frozen network are compared.
+      sample_images: of the test set that are written beside the files, to try them on.
+    """
+
+    formats: str
+    exact: bool
+    batch: int
+    check_images: int
+    sample_images: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The formats, one by one."""
+        return tuple(dict.fromkeys(filter(None, map(str.strip, self.formats.split(",")))))
+
+
+@dataclasses.dataclass(frozen=True)
 class RunSpec:
     """A whole run.
 
@@ -195,6 +227,7 @@ class RunSpec:
       seed: of parameters, order of examples and augmentation.
       data, model: see there.
       phases: in their order.
+      export: of the last phase's network.
       init_from: parameters to start from: a workdir or checkpoint of this package, or a file (of
         PyTorch, .safetensors or .npz) under this package's or PyTorch's names; "" for none.
       mesh: devices along each axis; -1 for all the rest. Batches are spread over "data". Over
@@ -214,6 +247,7 @@ class RunSpec:
     data: DataSpec
     model: ModelSpec
     phases: tuple[PhaseSpec, ...]
+    export: ExportSpec
     init_from: str
     mesh: dict[str, int]
     memory_limit_gib: float

@@ -5,6 +5,7 @@ import json
 import math
 import numbers
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -253,7 +254,10 @@ def remove_torn_files(workdir: str | os.PathLike[str]) -> None:
     """
     for pattern in (".*.tmp", "*/.*.tmp"):
         for path in Path(workdir).glob(pattern):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def encode_json(value: Any, *, indent: int | None = None) -> bytes:

@@ -7,13 +7,23 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
 
 from uniq_jax import deploy
 from uniq_jax.spec import PhaseSpec, RunSpec, differences, to_json
-from uniq_jax.train import environment, handover, preemption, processes, source_digests, start
+from uniq_jax.train import (
+    environment,
+    exports,
+    frozen,
+    handover,
+    preemption,
+    processes,
+    source_digests,
+    start,
+)
 from uniq_jax.train.checkpoints import Checkpoints
 from uniq_jax.train.logs import METRICS_FILE, MetricsWriter, remove_torn_files, write_json
 from uniq_jax.train.phase import Outcome, train_phase
@@ -51,6 +61,7 @@ def train(
       OSError: if `workdir` cannot be written.
       DivergedError: if the loss is no longer finite.
     """
+    exports.check_installed(spec.export)
     _check_workdir(spec, workdir)
     if processes.all_true((workdir / RESULT_FILE).exists()):
         say(console, f"{workdir} holds the finished run; nothing is left to train")
@@ -96,7 +107,7 @@ def train(
                 )
                 if is_first:
                     write_json(outcome_path, dataclasses.asdict(outcome))
-    result = _result(run, workdir, outcomes)
+    result = _result(run, workdir, outcomes, console, stop)
     if is_first:
         result.write(workdir)
     return result
@@ -114,7 +125,40 @@ def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]
     """
     _check_workdir(spec, workdir)
     run = Run(spec, functools.partial(say, console))
-    for phase in reversed(spec.phases):
+    phase, _, state = _newest(run, workdir, console)
+    return run.evaluator(run.program(phase))(*state.evaluated)
+
+
+def export(spec: RunSpec, workdir: Path, console: Console) -> exports.Exported | None:
+    """Freezes the newest checkpoint of the last phase that has one, and writes `config.export`.
+
+    Returns:
+      What is there now; None on all processes but the first.
+
+    Raises:
+      FileNotFoundError: if `workdir` has no checkpoint.
+      ValueError, NotImplementedError: if `workdir` belongs to another spec, its network cannot be
+        frozen, or an export format cannot hold it.
+    """
+    if not spec.export.names:
+        raise ValueError("config.export.formats (='') must name a format for --mode=export")
+    exports.check_installed(spec.export)
+    _check_workdir(spec, workdir)
+    run = Run(spec, functools.partial(say, console))
+    phase, step, state = _newest(run, workdir, console)
+    if phase.is_float:
+        raise ValueError(
+            f"workdir (={str(workdir)!r}) holds no quantized network to export: its newest "
+            f"checkpoint is of the phase {phase.name!r}, whose method is 'float'"
+        )
+    if not processes.is_first():
+        return None
+    return exports.write(run, phase, step, frozen.freeze(run, phase, state), workdir)
+
+
+def _newest(run: Run, workdir: Path, console: Console) -> tuple[PhaseSpec, int, TrainState]:
+    """The last phase that has a checkpoint; the newest one's step and state."""
+    for phase in reversed(run.spec.phases):
         directory = workdir / phase.name / "checkpoints"
         if not directory.is_dir():
             continue
@@ -125,8 +169,8 @@ def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]
         if restored is not None:
             step, state, _ = restored
             say(console, f"{phase.name}: step {step} of {run.total_steps(phase)}")
-            return run.evaluator(run.program(phase))(*state.evaluated)
-    raise FileNotFoundError(f"workdir (={str(workdir)!r}) has no checkpoint to evaluate")
+            return phase, step, state
+    raise FileNotFoundError(f"workdir (={str(workdir)!r}) has no checkpoint to evaluate or export")
 
 
 def _abstract_state(run: Run, phase: PhaseSpec) -> TrainState:
@@ -139,7 +183,9 @@ def _check_workdir(spec: RunSpec, workdir: Path) -> None:
         return
     configs = json.loads(path.read_text()), to_json(spec)
     # It may go on on other devices: batches, and their order, are those of all devices together.
-    then, now = ({**config, "mesh": {}, "memory_limit_gib": 0} for config in configs)
+    # And what it is exported to may be decided at any time.
+    free = {"mesh": {}, "memory_limit_gib": 0, "export": {}}
+    then, now = ({**config, **free} for config in configs)
     changed = differences(then, now)
     if changed:
         shown = "\n  ".join(changed[:10])
@@ -157,7 +203,13 @@ def _has_begun(workdir: Path) -> bool:
     return any(path.name.isdigit() for path in workdir.glob("*/checkpoints/*"))
 
 
-def _result(run: Run, workdir: Path, outcomes: Mapping[str, Outcome]) -> Result:
+def _result(
+    run: Run,
+    workdir: Path,
+    outcomes: Mapping[str, Outcome],
+    console: Console,
+    stop: preemption.Stop,
+) -> Result:
     spec = run.spec
     last = spec.phases[-1]
     outcome = outcomes[last.name]
@@ -165,8 +217,16 @@ def _result(run: Run, workdir: Path, outcomes: Mapping[str, Outcome]) -> Result:
     with contextlib.closing(Checkpoints(workdir / last.name / "checkpoints")) as checkpoints:
         restored = checkpoints.restore(_abstract_state(run, last))
     assert restored is not None, "a finished phase has a checkpoint"
-    _, state, _ = restored
+    step, state, _ = restored
     size = deploy.model_size(run.program(last).build(*state.evaluated))
+    deployed, files = {}, {}
+    if spec.export.names and not last.is_float:
+        preemption.check(stop)
+        say(console, f"{last.name}: freezes the network, and compares its codes on test images")
+        if processes.is_first():
+            deployed = _deployed(run, last, step, state, workdir)
+            files = {"network": str(workdir / exports.EXPORT_DIRECTORY)}
+        processes.barrier("exported")
     return Result(
         dataset=spec.data.name,
         model=spec.model.name,
@@ -188,8 +248,31 @@ def _result(run: Run, workdir: Path, outcomes: Mapping[str, Outcome]) -> Result:
             "best checkpoint": str(workdir / last.name / "best"),
             "result": str(workdir / RESULT_FILE),
             "report": str(workdir / REPORT_FILE),
+            **files,
         },
+        **deployed,
     )
+
+
+def _deployed(
+    run: Run, phase: PhaseSpec, step: int, state: TrainState, workdir: Path
+) -> dict[str, Any]:
+    """The fields of the result that are of the frozen network; what fails there is one of them."""
+    fields: dict[str, Any] = {}
+    try:
+        found = frozen.freeze(run, phase, state)
+        fields["codes"], fields["mismatching_codes"] = found.check.codes, found.check.mismatches
+        exported = exports.write(run, phase, step, found, workdir)
+        fields["file_bytes"] = exported.files.get("packed", {}).get(exports.PACKED_FILE)
+        fields["float_ms"], fields["integer_ms"] = frozen.milliseconds(found)
+    except (
+        NotImplementedError,
+        ValueError,
+        ImportError,
+        jax.errors.JaxRuntimeError,
+    ) as error:
+        fields["not_exported"] = str(error)
+    return fields
 
 
 def _float_accuracy(run: Run) -> float | None:

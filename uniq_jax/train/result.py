@@ -33,6 +33,14 @@ class Result:
         packed_bytes: size of the quantized network with its weights packed.
         float_bytes: size of the same network in float32.
         files: label → path of what the run left on disk.
+        codes: of the frozen network on test images, compared with those of training's evaluation;
+            this and what follows is None where no network was frozen.
+        mismatching_codes: of these, how many differ.
+        file_bytes: of the packed file on disk.
+        float_ms: time of one image in the float network.
+        integer_ms: time of one image in the frozen network.
+        not_exported: why a quantized network could not be frozen, or its files not be written; ""
+            where they were, or none were to be.
     """
 
     dataset: str
@@ -49,6 +57,12 @@ class Result:
     packed_bytes: int
     float_bytes: int
     files: dict[str, str]
+    codes: int | None = None
+    mismatching_codes: int | None = None
+    file_bytes: int | None = None
+    float_ms: float | None = None
+    integer_ms: float | None = None
+    not_exported: str = ""
 
     def write(self, workdir: str | os.PathLike[str]) -> None:
         """Writes `WORKDIR/result.json` as a whole."""
@@ -63,7 +77,8 @@ class Result:
 
         Raises:
             FileNotFoundError: the run is not finished.
-            ValueError: the file does not hold exactly the fields of a result.
+            ValueError: the file does not hold the fields of a result; those with a default may be
+                missing.
         """
         path = Path(workdir) / RESULT_FILE
         text = path.read_text(encoding="utf-8")
@@ -71,12 +86,14 @@ class Result:
             values = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
-        expected = {field.name for field in dataclasses.fields(cls)}
+        fields = dataclasses.fields(cls)
+        known = {field.name for field in fields}
+        expected = {field.name for field in fields if field.default is dataclasses.MISSING}
         found = set(values) if isinstance(values, dict) else set()
-        if found != expected:
+        if not expected <= found <= known:
             raise ValueError(
                 f"{path} must hold the fields of a result: it lacks {sorted(expected - found)} and "
-                f"has {sorted(found - expected)} besides"
+                f"has {sorted(found - known)} besides"
             )
         return cls(**values)
 
@@ -99,18 +116,27 @@ def table(result: Result) -> Table:
         ("activation bits", result.activation_bits),
     ]:
         comparison.add_row(name, "32", str(bits), f"{32 / bits:.3g}x fewer")
-    comparison.add_row(
-        "size",
-        _size(result.float_bytes),
-        _size(result.packed_bytes),
-        _ratio(result.float_bytes, result.packed_bytes),
-    )
+    size, label = result.packed_bytes, "size"
+    if result.file_bytes is not None:
+        size, label = result.file_bytes, "size on disk"
+    ratio = _ratio(result.float_bytes, size)
+    comparison.add_row(label, _size(result.float_bytes), _size(size), ratio)
+
+    if result.float_ms is not None and result.integer_ms is not None:
+        times = f"{result.float_ms:.2f} ms", f"{result.integer_ms:.2f} ms"
+        comparison.add_row("one image, JAX", *times, _speed(result.float_ms, result.integer_ms))
 
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
     facts.add_row("time", f"{_duration(result.seconds)} for {result.steps} steps")
     facts.add_row("best", f"{_percent(result.best_accuracy)} at any evaluation")
+    if result.codes is not None:
+        facts.add_row(
+            "integers", f"mismatching codes: {result.mismatching_codes} of {result.codes}"
+        )
+    if result.not_exported:
+        facts.add_row("no export", Text(result.not_exported))
     for label, path in result.files.items():
         # Text, as a path may hold what rich takes for markup.
         facts.add_row(Text(label), Text(path))
@@ -143,6 +169,12 @@ def _ratio(float_bytes: int, packed_bytes: int) -> str:
     if packed_bytes <= float_bytes:
         return f"{float_bytes / packed_bytes:.1f}x smaller"
     return f"{packed_bytes / float_bytes:.1f}x larger"
+
+
+def _speed(float_ms: float, integer_ms: float) -> str:
+    if integer_ms <= float_ms:
+        return f"{float_ms / integer_ms:.1f}x faster"
+    return f"{integer_ms / float_ms:.1f}x slower"
 
 
 def _duration(seconds: float) -> str:

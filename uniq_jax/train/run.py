@@ -3,7 +3,7 @@
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +31,9 @@ from uniq_jax.train.state import Program, TrainState
 from uniq_jax.train.step import eval_step, train_step
 
 _logger = logging.getLogger(__name__)
+
+# Pixels of a batch of `test_batches`, whose codes are kept for all layers at once.
+_LARGEST_TEST = 2**20
 
 
 class Run:
@@ -233,6 +236,25 @@ class Run:
             else old
             for path, old in statistics.items()
         }
+
+    def test_batches(self, count: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """The first `count` test images, or a few less, in batches of one size; on every process.
+
+        Yields:
+          "image", "label" and "mask", which is False for a broken image, a black one here.
+        """
+        height, width, _ = self.test_data.image_shape
+        count = min(count, len(self.test_data))
+        largest = min(self.spec.data.eval_batch_size, max(_LARGEST_TEST // (height * width), 1))
+        batches = -(-count // largest)
+        found = data.eval_batches(
+            self.test_data,
+            batch_size=count // batches,
+            workers=self.spec.data.workers,
+            on_broken_image=self.spec.data.on_broken_image,
+            note=self._note,
+        )
+        yield from itertools.islice(found, batches)
 
     def evaluator(
         self, program: Program, stop: preemption.Stop = preemption.never

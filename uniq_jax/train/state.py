@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from uniq_jax import exact
 from uniq_jax.spec import LossSpec
 from uniq_jax.train import oscillation as oscillations
 from uniq_jax.train.network import Arrays, Network
@@ -91,5 +92,4 @@ class Program:
     def normalize(self, images: jax.Array) -> jax.Array:
         """uint8 images, any batch shape, as the model wants them."""
         dtype = jnp.promote_types(self.dtype, jnp.float32)
-        centred = images.astype(dtype) - jnp.asarray(self.mean, dtype)
-        return (centred / jnp.asarray(self.std, dtype)).astype(self.dtype)
+        return exact.normalize(images, self.mean, self.std, dtype).astype(self.dtype)
