@@ -15,6 +15,7 @@ from uniq_jax.deploy import onnx_arithmetic, onnx_levels
 from uniq_jax.deploy.graph import Graph, Node
 from uniq_jax.deploy.network import About, FrozenNetwork
 from uniq_jax.deploy.thresholds import ALWAYS, NEVER
+from uniq_jax.models import blocks
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -210,11 +211,19 @@ def test_depthwise_layers_and_signed_inputs(tmp_path, mobilenet, form):
     found = deploy.compare_onnx(mobilenet, tmp_path / "model.onnx", [batch], runtime=runtime)
     assert found.mismatches == 0, found.layers
     assert found.class_mismatches == 0
+    if form == "integer":
+        nodes = onnx.load(tmp_path / "model.onnx").graph.node
+        made = {output: node for node in nodes for output in node.output}
+        (pool,) = (node for node in nodes if node.op_type == "MaxPool")
+        # In front of scale and batch norm, some of whose channels fall.
+        transposed = made[pool.input[0]]
+        assert made[transposed.input[0]].op_type == "MatMulIntegerToFloat"
+        assert np.any(np.asarray(mobilenet.arrays["constant3"]) < 0)
 
 
 @pytest.fixture(scope="module")
 def mobilenet():
-    """A few layers as MobileNet-V2 has them: depthwise ones, and linear bottlenecks."""
+    """Layers as MobileNet-V2 has them, depthwise and with signed inputs, and a pooling."""
 
     class Bottleneck(nnx.Module):
         def __init__(self):
@@ -234,7 +243,7 @@ def mobilenet():
             self.last = qnn.QuantConv(8, 8, (1, 1), activation=signed, **conv)
 
         def __call__(self, x):
-            x = jnp.clip(self.first(self.expand(x)), 0, 6)
+            x = blocks.max_pool(jnp.clip(self.first(self.expand(x)), 0, 6))
             x = jnp.clip(self.second(self.depthwise(x)), 0, 6)
             x = self.third(self.project(x))
             return jnp.mean(self.last(x) + x, (1, 2))

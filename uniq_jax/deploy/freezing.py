@@ -24,6 +24,7 @@ MOST_BITS = 5
 _PRODUCTS = ("conv_general_dilated", "dot_general")
 
 # What keeps a quantizer from deciding on integer sums, for people.
+AS_ASKED = "as asked"
 _FLOAT_LAYER = "float layer"
 _REASONS = {
     "add": "residual sum",
@@ -165,7 +166,7 @@ def _with_sum_thresholds(graph: Graph, arrays: dict[str, Any], *, wanted: bool) 
             continue
         # With more thresholds the float steps are smaller, and faster.
         if node["grid"][0] > MOST_BITS or not wanted:
-            why = "as asked" if not wanted else f"{node['grid'][0]} bits"
+            why = AS_ASKED if not wanted else f"{node['grid'][0]} bits"
             changes[node.name] = [_kept(node, why)]
             continue
         product = nodes[chain[0].inputs[0]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from uniq_jax.deploy import operations
-from uniq_jax.deploy.freezing import MOST_BITS
+from uniq_jax.deploy.freezing import AS_ASKED
 from uniq_jax.deploy.graph import Graph
 from uniq_jax.deploy.network import About, FrozenNetwork
 from uniq_jax.deploy.onnx_emitter import NCHW, NHWC, Emitter
@@ -94,14 +94,13 @@ def to_onnx(network: FrozenNetwork, form: Form, batch: int | None) -> Any:
 
 
 def _is_exact(graph: Graph) -> bool:
-    """Whether a network's file in the form "qdq" keeps every operation.
+    """Whether a file in the form "qdq" keeps every operation: unless the freezing was told not to.
 
-    It does where a network was frozen with integer thresholds, which wide quantizers never have.
+    Float networks have no codes to keep.
     """
-    encodes = [node for node in graph.nodes if node.operation == "encode"]
-    if any(node.operation == "encode_sums" for node in graph.nodes):
-        return True
-    return bool(encodes) and all(node["grid"][0] > MOST_BITS for node in encodes)
+    quantizers = [node for node in graph.nodes if node.operation in ("encode", "encode_sums")]
+    reasons = [dict(node.attributes).get("epilogue") for node in quantizers]
+    return bool(quantizers) and AS_ASKED not in reasons
 
 
 def onnx_about(metadata: Mapping[str, str]) -> About:

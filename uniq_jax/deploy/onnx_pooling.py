@@ -13,6 +13,10 @@ import numpy as np
 
 from uniq_jax.deploy import integers
 from uniq_jax.deploy.graph import Graph, Node, replaced
+from uniq_jax.deploy.onnx_levels import EXACT
+
+# Steps that never fall; a difference where it is of the input and a constant.
+_RISING = ("add", "sub", "max", "min")
 
 
 def pooled_early(
@@ -36,10 +40,11 @@ def pooled_early(
         if pool.operation != "reduce_window_max":
             continue
         chain, signs = _chain(pool, nodes, users, arrays)
-        if not chain or not _turn(chain[0], nodes, arrays, signs):
+        if not chain or len(users[chain[0].inputs[0]]) > 1:
             continue
-        first = f"{pool.name}_first"
-        base = next(name for name in chain[0].inputs if name not in arrays)
+        if not _turn(chain[0], nodes, arrays, signs):
+            continue
+        first, base = f"{pool.name}_first", chain[0].inputs[0]
         shapes[first] = shapes[pool.name]
         moved = [dataclasses.replace(pool, name=first, inputs=(base,))]
         names = {base: first}
@@ -70,7 +75,10 @@ def _chain(
             break
         if step.operation in ("rescale", "mul"):
             signs = signs * np.where(constants[0] < 0, -1, 1)
-        elif step.operation not in ("add", "sub", "max", "min") or step.inputs[0] in arrays:
+        elif step.operation not in _RISING or (step.operation, values[0]) == (
+            "sub",
+            step.inputs[1],
+        ):
             break
         chain.append(step)
         name = values[0]
@@ -88,11 +96,14 @@ def _turn(
     rescale: Node, nodes: Mapping[str, Node], arrays: dict[str, Any], signs: np.ndarray
 ) -> bool:
     """Gives a product the sign with which its chain does not fall; whether that can be done."""
-    if np.all(signs > 0):
-        return True
     product = nodes.get(rescale.inputs[0])
     if product is None or product.operation != "integer_product":
         return False
+    # Larger sums are int32, which ONNX Runtime does not pool.
+    if product["largest_sum"] >= EXACT:
+        return False
+    if np.all(signs > 0):
+        return True
     bits, offset = product["weight"]
     if offset == int(offset):
         return False
