@@ -168,6 +168,10 @@ class _Writer:
             pads=[pad[side] for side in (0, 1) for pad in node["padding"][2:]],
         )
 
+    def _concatenate(self, node: Node) -> str:
+        inputs = [self._input(node, i) for i in range(len(node.inputs))]
+        return self.add("Concat", inputs, node.name, axis=node["dimension"])
+
     def _reduce_sum(self, node: Node) -> str:
         axes = self.constant(node["axes"], f"{node.name}_axes", np.int64)
         return self.add("ReduceSum", [self._input(node), axes], node.name, keepdims=0)
