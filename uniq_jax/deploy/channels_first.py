@@ -93,6 +93,8 @@ class _Changes:
                 attributes[key] = _permuted(attributes[key], _IMAGE)
         elif node.operation == "concatenate":
             attributes["dimension"] = _IMAGE.index(attributes["dimension"])
+        elif node.operation in ("reduce_sum", "reduce_max") and attributes["axes"] == (1, 2):
+            attributes["axes"] = (2, 3)
         elif attributes.get("dimension_numbers") == _NHWC:
             attributes["dimension_numbers"] = _NCHW
             node = self._inputs(node, self._kernel)

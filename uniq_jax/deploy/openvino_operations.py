@@ -204,6 +204,15 @@ class _Writer:
         pooled = ops.max_pool(self._input(node), [*strides], [1, 1], [*low], [*high], [*window])
         return pooled.output(0)
 
+    def _concatenate(self, node: Node) -> Value:
+        return ops.concat(self._inputs(node), node["dimension"])
+
+    def _reduce_sum(self, node: Node) -> Value:
+        return apart(ops.reduce_sum(self._input(node), np.array(node["axes"]), False))
+
+    def _reduce_max(self, node: Node) -> Value:
+        return ops.reduce_max(self._input(node), np.array(node["axes"]), False)
+
     def _mean_pixels(self, node: Node) -> Value:
         height, width = self.network.shapes[node.inputs[0]][2:]
         total = self._input(node)

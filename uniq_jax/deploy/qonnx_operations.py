@@ -168,6 +168,17 @@ class _Writer:
             pads=[pad[side] for side in (0, 1) for pad in node["padding"][2:]],
         )
 
+    def _concatenate(self, node: Node) -> str:
+        inputs = [self._input(node, i) for i in range(len(node.inputs))]
+        return self.add("Concat", inputs, node.name, axis=node["dimension"])
+
+    def _reduce_sum(self, node: Node) -> str:
+        axes = self.constant(node["axes"], f"{node.name}_axes", np.int64)
+        return self.add("ReduceSum", [self._input(node), axes], node.name, keepdims=0)
+
+    def _reduce_max(self, node: Node) -> str:
+        return self.add("ReduceMax", [self._input(node)], node.name, axes=node["axes"], keepdims=0)
+
     def _mean_pixels(self, node: Node) -> str:
         total = self._input(node)
         shape = list(self._shape(total))
