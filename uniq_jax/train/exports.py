@@ -180,11 +180,18 @@ def _export(
             deploy.export_onnx(fast, directory / "model_qdq.onnx", form="qdq", batch=batch)
         case "openvino":
             (directory / "openvino").mkdir(exist_ok=True)
-            deploy.export_openvino(fast, directory / "openvino" / "model.xml", batch=batch)
+            # Binary convolutions take up integer thresholds; others are faster without.
+            chosen = network if _has_binary_layers(network) else fast
+            deploy.export_openvino(chosen, directory / "openvino" / "model.xml", batch=batch)
         case "qonnx":
             deploy.export_qonnx(fast, directory / "model.qonnx.onnx", batch=batch or 1)
         case "stablehlo":
             deploy.export_stablehlo(network, directory / "model.stablehlo", batch=batch)
+
+
+def _has_binary_layers(network: deploy.FrozenNetwork) -> bool:
+    products = [node for node in network.graph.nodes if node.operation == "integer_product"]
+    return any(node["activation"][0] == node["weight"][0] == 1 for node in products)
 
 
 def _files(directory: Path, name: str) -> list[Path]:
