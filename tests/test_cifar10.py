@@ -12,7 +12,8 @@ import pytest
 
 from uniq_jax.train.logs import read_metrics
 
-pytestmark = pytest.mark.data
+# Minutes each; `make cifar`.
+pytestmark = [pytest.mark.data, pytest.mark.slow]
 
 PART = (
     "--config.data.train_split=train[:2048]",
@@ -26,7 +27,7 @@ PART = (
     [
         pytest.param(PART, 32, 0.90, id="part"),
         # Half of the official test set; the checkpoint's figure is 91.30 %.
-        pytest.param((), 780, 0.9130, id="whole", marks=pytest.mark.slow),
+        pytest.param((), 780, 0.9130, id="whole"),
     ],
 )
 def test_two_epochs_killed_and_resumed_give_the_same_losses(
