@@ -1,5 +1,6 @@
 """Initial quantizer parameters from weights and data."""
 
+import functools
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ def calibrate(
     batches: Iterable[Any],
     *,
     apply: Callable[[nnx.Module, Any], Any] | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> int:
     """Sets every quantizer's parameters from the model's weights and from what flows through it.
 
@@ -40,6 +42,7 @@ def calibrate(
       batches: inputs, taken to the end; all of one shape compile once. A quantizer that none of
         them reaches keeps its parameters.
       apply: how to run the model on a batch, by default `model(batch)`.
+      compiler_options: as those of `jax.jit`.
 
     Returns:
       The number of batches.
@@ -62,7 +65,7 @@ def calibrate(
     watchers = {
         path: m for path, m in nnx.iter_modules(model) if isinstance(m, ActivationQuantizer)
     }
-    count = _watch(model, batches, apply, watchers) if watchers else 0
+    count = _watch(model, batches, apply, watchers, compiler_options) if watchers else 0
     for watcher in watchers.values():
         watcher.finish_calibration()
     calibrate_weights(model)
@@ -100,6 +103,7 @@ def _watch(
     batches: Iterable[Any],
     apply: Callable[[nnx.Module, Any], Any],
     watchers: Mapping[tuple[Any, ...], ActivationQuantizer],
+    compiler_options: Mapping[str, Any] | None,
 ) -> int:
     modes = [
         (m, k, getattr(m, k)) for _, m in nnx.iter_modules(model) for k in _MODES if hasattr(m, k)
@@ -110,8 +114,15 @@ def _watch(
     try:
         model.eval()
         model.set_attributes(calibrating=True, raise_if_not_found=False)
+        graphdef, state = nnx.split(model)
+        observe = jax.jit(
+            functools.partial(_observe, graphdef, apply),
+            compiler_options=dict(compiler_options or {}),
+        )
         for batch in batches:
-            numbers.append(_observe(model, batch, apply))
+            found, state = observe(state, batch)
+            numbers.append(found)
+        nnx.update(model, state)
         if not numbers:
             raise ValueError("batches is empty, but activations need at least one to calibrate")
         touched = set(np.concatenate(numbers).tolist())
@@ -131,12 +142,17 @@ def _call(model: Any, batch: Any) -> Any:
     return model(batch)
 
 
-@nnx.jit(static_argnums=2)
-def _observe(model: nnx.Module, batch: Any, apply: Callable[[nnx.Module, Any], Any]) -> jax.Array:
-    """Runs the model; returns the numbers of the quantizers that were called."""
+def _observe(
+    graphdef: nnx.GraphDef[nnx.Module],
+    apply: Callable[[nnx.Module, Any], Any],
+    state: nnx.State,
+    batch: Any,
+) -> tuple[jax.Array, nnx.State]:
+    """Runs the model; returns the numbers of the quantizers that were called, and its state."""
+    model = nnx.merge(graphdef, state)
     token = reached.set(found := set())
     try:
         apply(model, batch)
     finally:
         reached.reset(token)
-    return jnp.asarray(sorted(found), jnp.int32)
+    return jnp.asarray(sorted(found), jnp.int32), nnx.state(model)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from uniq_jax import data_parallel, interop, models, nn
 from uniq_jax.spec import ModelSpec, PhaseSpec
-from uniq_jax.train import checkpoints, oscillation, sharding, sources
+from uniq_jax.train import checkpoints, compilation, oscillation, sharding, sources
 from uniq_jax.train.network import Arrays, split
 from uniq_jax.train.state import Program, TrainState
 
@@ -266,7 +266,12 @@ def calibrate(
     model = program.build(state.params, state.statistics)
     images = (program.normalize(batch["image"]) for batch in itertools.islice(batches, count))
     mesh = cast(NamedSharding, state.step.sharding).mesh
-    nn.calibrate(model, images, apply=data_parallel.on_mesh(mesh, lambda m, x: m(x)))
+    nn.calibrate(
+        model,
+        images,
+        apply=data_parallel.on_mesh(mesh, lambda m, x: m(x)),
+        compiler_options=compilation.compiler_options(),
+    )
     calibrated = _with_parameters_of(model, state)
     params = {path: (state if path in kept else calibrated).params[path] for path in state.params}
     return dataclasses.replace(state, params=params)
