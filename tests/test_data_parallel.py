@@ -123,16 +123,12 @@ def test_calibration_finds_the_step_of_the_whole_batch(found):
     assert max(found[f"step {signed}"]["errors"][0] for signed in (False, True)) < 1e-6
 
 
-def test_nothing_is_summed_on_the_way(found):
-    """Sums are fetched, one message forward and one back; `nnx.BatchNorm` leaves them to others."""
+def test_one_message_goes_forward_and_one_back(found):
+    """All-reduces alone, of parts and zeros: what Gloo's all-gathers bring is not always right."""
     for dtype in ("float32", "bfloat16"):
-        assert found[dtype]["ours"] == [2, 0]
-        gathers, reduces = found[dtype]["theirs"]
-        assert gathers == 0
-        assert reduces > 0
-    assert found["step False"]["ours"] == [1, 0]
-    assert found["step True"]["ours"] == [2, 0]
-    assert all(found[f"step {signed}"]["theirs"][1] > 0 for signed in (False, True))
+        assert found[dtype]["ours"] == [0, 2]
+    assert found["step False"]["ours"] == [0, 1]
+    assert found["step True"]["ours"] == [0, 2]
 
 
 def test_a_batch_is_cut_where_it_can_be(found):

@@ -3,7 +3,7 @@
 A sum over devices that the compiler makes is an all-reduce, and its order is that of the library of
 collectives: another one between the devices of one process than between those of several. The last
 bit of a mean, such as a batch norm's, then puts a few of millions of activations on the other side
-of a threshold. Here every device gets the sums of all the others, and adds them up by itself: the
+of a threshold. Here every device gets the sums of all the others, each for itself, and adds them up: the
 bits are those of any arrangement of as many devices in processes. Gradients go back the same way.
 """
 
@@ -80,11 +80,24 @@ def total(sums: jax.Array) -> jax.Array:
     return jnp.sum(everyones, axis=0)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def copies(value: jax.Array, count: int) -> jax.Array:
     """A copy for each device: (...) to (count, ...). Its gradient is `total` of theirs."""
     value = jnp.broadcast_to(value, (count, *value.shape))
     value = jax.lax.with_sharding_constraint(value, PartitionSpec())
     return jax.lax.with_sharding_constraint(value, PartitionSpec(AXIS))
+
+
+def _copies_fwd(value: jax.Array, count: int) -> tuple[jax.Array, None]:
+    return copies(value, count), None
+
+
+def _copies_bwd(count: int, residuals: None, cotangent: jax.Array) -> tuple[jax.Array]:
+    del count, residuals
+    return (total(cotangent),)
+
+
+copies.defvjp(_copies_fwd, _copies_bwd)
 
 
 def mean(x: jax.Array, axes: Sequence[int], *, keepdims: bool = False) -> jax.Array:
