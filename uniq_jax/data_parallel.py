@@ -3,8 +3,9 @@
 A sum over devices that the compiler makes is an all-reduce, and its order is that of the library of
 collectives: another one between the devices of one process than between those of several. The last
 bit of a mean, such as a batch norm's, then puts a few of millions of activations on the other side
-of a threshold. Here every device gets the sums of all the others, each for itself, and adds them up: the
-bits are those of any arrangement of as many devices in processes. Gradients go back the same way.
+of a threshold. Here every device gets the sums of all the others, each for itself, and adds them
+up: the bits are those of any arrangement of as many devices in processes. Gradients go back the
+same way.
 """
 
 import functools

@@ -95,7 +95,7 @@ class BatchNorm(nnx.BatchNorm):
             factor = factor * scale
         shift = jnp.zeros_like(mean) if bias is None else bias.astype(mean.dtype)
         # Each part has a copy, so that their gradients are sums over the part, and meet in `total`.
-        copies = data_parallel.copies(jnp.stack([mean, factor, shift]), x.shape[0])
+        copies: jax.Array = data_parallel.copies(jnp.stack([mean, factor, shift]), x.shape[0])
         shape = [n if i == 0 or i - 1 in kept else 1 for i, n in enumerate(x.shape)]
         mean, factor, shift = (copies[:, i].reshape(shape) for i in range(3))
         return ((wide - mean) * factor + shift).astype(x.dtype)
