@@ -5,8 +5,8 @@ python benchmarks/exact.py --data_dir=DIRECTORY   # of CIFAR-10, prepared by TFD
 Every case freezes one network and compares all codes of all layers over real images: ResNet-20
 after some hundred steps on CIFAR-10; MobileNet-V2 and the ResNets-18 of both papers with random but
 calibrated weights. Then once more with parameters and images that put sums exactly on thresholds:
-steps, factors and biases are made dyadic, so that no float32 operation rounds, and a large share of
-all numbers are ties.
+steps, factors and biases are made dyadic, so that float32 operations need not round, and numbers
+meet thresholds exactly; each case counts such ties on a few images.
 
 A case that is done is not done again, unless --out is removed. The last line is the verdict.
 """

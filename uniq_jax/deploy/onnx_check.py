@@ -10,37 +10,18 @@ import numpy as np
 
 from uniq_jax.deploy.network import FrozenNetwork
 from uniq_jax.deploy.runtimes import compile_openvino, open_onnxruntime
-from uniq_jax.deploy.verification import LayerCheck, encodes_of, logits_and_codes
+from uniq_jax.deploy.verification import LayerCheck, Verification, encodes_of, logits_and_codes
 
 Runtime = Literal["onnxruntime", "openvino"]
 Outputs = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportCheck:
+class ExportCheck(Verification):
     """An exported file and the frozen network on the same images.
 
-    Attributes:
-      images: how many.
-      layers: the quantizers, in the order of their calls; () where only logits were compared.
-      logit_difference: the largest difference of two logits, over the largest logit.
-      class_mismatches: images whose largest logit is of another class.
+    `layers` are () where only logits were compared.
     """
-
-    images: int
-    layers: tuple[LayerCheck, ...]
-    logit_difference: float
-    class_mismatches: int
-
-    @property
-    def codes(self) -> int:
-        """Codes that were compared, over all layers."""
-        return sum(layer.codes for layer in self.layers)
-
-    @property
-    def mismatches(self) -> int:
-        """Codes that differ, over all layers."""
-        return sum(layer.mismatches for layer in self.layers)
 
     def summary(self) -> str:
         """One line."""
