@@ -128,7 +128,7 @@ def check(
 ) -> dict[str, Any]:
     """Freezes the network of one case, twice, and compares."""
     began = time.perf_counter()
-    # Of 96 pixels the last images are 3x3; XLA:CPU takes 50 times as long for windows larger than images.
+    # Of 96 pixels the last images are 3x3. XLA:CPU takes 50 times as long for smaller ones.
     size = 32 if case.network == _TRAINED else 96
     model: Any = case.create()
     if case.network == _TRAINED:

@@ -112,7 +112,7 @@ def machine() -> str:
 
 
 def keep(results: Iterable[Result], path: pathlib.Path = RESULTS) -> None:
-    """Puts figures into the file of results, in place of those of the same names, and prints them."""
+    """Prints figures, and puts them in place of those of the same names in a file of results."""
     results = list(results)
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     about = machine()

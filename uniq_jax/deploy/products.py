@@ -22,8 +22,8 @@ from uniq_jax.deploy.graph import Node
 _MATRICES = (((1,), (0,)), ((), ()))
 
 # XLA:CPU's int8 convolution takes several times as long as a matrix product of windows where the
-# input has few channels, a tenth more where images are small, and 50 times as long where windows are
-# larger than images. Elsewhere it is the faster one.
+# input has few channels, a tenth more where images are small, and 50 times as long where they are
+# smaller than windows. Elsewhere it is the faster one.
 _FEW_CHANNELS = 16
 _FEW_PIXELS = 14 * 14
 
