@@ -8,23 +8,28 @@ calibrated weights. Then once more with parameters and images that put sums exac
 steps, factors and biases are made dyadic, so that float32 operations need not round, and numbers
 meet thresholds exactly; each case counts such ties on a few images.
 
+On fewer images, files for other runtimes are compared with the frozen network too: OpenVINO, ONNX
+Runtime and qonnx's interpreter.
+
 A case that is done is not done again, unless --out is removed. The last line is the verdict.
 """
 
 import argparse
+import collections
 import dataclasses
 import itertools
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from exact_runtimes import EXACT, compared
 from flax import nnx
 
 from uniq_jax import calibrate, data, deploy, models, nn
@@ -87,6 +92,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     parser.add_argument("--bits", nargs="+", type=int, default=[1, 2, 3, 4, 8])
     parser.add_argument("--images", type=int, default=1000, help="compared in each case")
+    parser.add_argument("--runtime_images", type=int, default=100, help="in other runtimes")
+    parser.add_argument("--qonnx_images", type=int, default=10, help="in qonnx's interpreter")
     parser.add_argument("--steps", type=int, default=300, help="of ResNet-20's training")
     arguments = parser.parse_args()
 
@@ -96,12 +103,13 @@ def main() -> None:
     starts = None
     wanted = list(cases(arguments.networks, arguments.methods, arguments.bits))
     codes = mismatches = classes = 0
+    runtimes: dict[str, collections.Counter[str]] = {}
     for i, case in enumerate(wanted):
         path = out / f"{str(case).replace(' ', '_')}_{arguments.images}.json"
         if not path.is_file():
             if case.network == _TRAINED and starts is None:
                 starts = _trained_float(train, arguments.steps)
-            result = check(case, train, test, arguments.images, arguments.steps, starts)
+            result = check(case, train, test, arguments, starts)
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             partial.replace(path)
@@ -110,9 +118,21 @@ def main() -> None:
         codes += result["codes"] + result["tied"]["codes"]
         mismatches += result["mismatches"] + result["tied"]["mismatches"]
         classes += result["class_mismatches"] + result["tied"]["class_mismatches"]
-    print(f"images whose class differs: {classes}")
+        for runtime, numbers in result["runtimes"].items():
+            runtimes.setdefault(runtime, collections.Counter()).update(numbers)
+    for runtime, numbers in runtimes.items():
+        print(f"{runtime}: {_differing(numbers)}")
+        classes += numbers["class_mismatches"] if runtime in EXACT else 0
+    print(f"images whose class differs, but in fast forms: {classes}")
     print(f"mismatching codes: {mismatches} of {codes}")
     sys.exit(bool(mismatches or classes))
+
+
+def _differing(numbers: Mapping[str, int]) -> str:
+    text = f"classes {numbers['class_mismatches']} of {numbers['images']}"
+    if numbers["codes"]:
+        text += f", codes {numbers['mismatches']} of {numbers['codes']}"
+    return text
 
 
 def _line(case: Case, result: dict[str, Any]) -> str:
@@ -120,11 +140,12 @@ def _line(case: Case, result: dict[str, Any]) -> str:
     return (
         f"{case!s:40s} mismatches {result['mismatches']} of {result['codes']}, on thresholds "
         f"{tied['mismatches']} of {tied['codes']} ({tied['ties']} ties); {result['seconds']:.0f} s"
+        + "".join(f"\n{'':9s}{r}: {_differing(n)}" for r, n in result["runtimes"].items())
     )
 
 
 def check(
-    case: Case, train: Any, test: Any, count: int, steps: int, start: nnx.State | None
+    case: Case, train: Any, test: Any, arguments: argparse.Namespace, start: nnx.State | None
 ) -> dict[str, Any]:
     """Freezes the network of one case, twice, and compares."""
     began = time.perf_counter()
@@ -134,21 +155,26 @@ def check(
     if case.network == _TRAINED:
         nnx.update(model, start)
         calibrate(model, _images(train, 2 * _BATCH, size))
-        _train(model, train, steps // 3, learning_rate=0.01)
+        _train(model, train, arguments.steps // 3, learning_rate=0.01)
     else:
         _unsettle(model)
         _set_statistics(model, next(_images(train, _BATCH, size)))
         calibrate(model, _images(train, 2 * _BATCH, size))
     frozen = deploy.freeze(model, (size, size, 3))
-    found = deploy.verify(model, frozen, _images(test, count, size))
+    found = deploy.verify(model, frozen, _images(test, arguments.images, size))
     result = _numbers(found)
+    images = np.concatenate(list(_images(test, arguments.runtime_images, size)))
+    runtimes = compared(model, frozen, images, arguments.qonnx_images)
 
     tie(model)
     frozen = deploy.freeze(model, (size, size, 3))
-    batches = [_tied_images(model, b) for b in _images(test, min(count, 2 * _BATCH), size)]
+    batches = [
+        _tied_images(model, b) for b in _images(test, min(arguments.images, 2 * _BATCH), size)
+    ]
     tied = _numbers(deploy.verify(model, frozen, batches))
     tied["ties"] = _ties(frozen, batches[0][:_TIE_IMAGES])
-    return {**result, "tied": tied, "seconds": time.perf_counter() - began}
+    seconds = time.perf_counter() - began
+    return {**result, "runtimes": runtimes, "tied": tied, "seconds": seconds}
 
 
 def _numbers(found: deploy.Verification) -> dict[str, Any]:

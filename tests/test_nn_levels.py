@@ -311,3 +311,34 @@ def test_a_step_that_is_none_makes_nan_and_a_negative_one_counts_as_its_magnitud
     for bad in (np.nan, np.inf):
         for steps in ((bad, good[1]), (good[0], bad)):
             assert np.all(np.isnan(run(state, steps)))
+
+
+MIXTURES = {
+    "uniq-n2uq": (UniqWeight(2), N2uqActivation(2)),
+    "lsq-pact": (LsqWeight(2), PactActivation(2)),
+    "n2uq": (N2uqWeight(2), N2uqActivation(2)),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_scale_of_sums_is_the_same_in_one_program_as_in_several(name):
+    """Both have constant factors, which XLA would gather in one product."""
+    methods = MIXTURES[name]
+    layer, x = conv_layer(methods)
+    rng = np.random.default_rng(4)
+
+    def scale_of(method, x, parameters):
+        return levels.integer_levels(method.encode(x, parameters, x.dtype), method.grid)[1]
+
+    def both(x, kernel, activation, weight):
+        scales = scale_of(methods[1], x, activation), scale_of(methods[0], kernel, weight)
+        return levels.joint_scale(*scales)
+
+    alone, together = jax.jit(scale_of, static_argnums=0), jax.jit(both)
+    parameters = layer.activation_quantizer.parameters, layer.weight_quantizer.parameters
+    kernel = jnp.asarray(rng.normal(size=(9 * 32, 12)), jnp.float32)
+    for _ in range(40):
+        activation, weight = jax.tree.map(lambda v: v * np.float32(rng.uniform(0.5, 2)), parameters)
+        scales = alone(methods[1], x, activation), alone(methods[0], kernel, weight)
+        wanted = np.asarray(scales[0]) * np.asarray(scales[1])
+        np.testing.assert_array_equal(together(x, kernel, activation, weight), wanted)

@@ -114,7 +114,7 @@ def product(
         columns = weight.to_columns(kernel)
         columns, kernel_scale = _levels(weight.method, columns, weight.column_parameters)
         kernel_levels = weight.from_columns(columns, kernel.shape)
-        scale = (input_scale * kernel_scale).reshape(-1)
+        scale = levels.joint_scale(input_scale, kernel_scale).reshape(-1)
     sums = multiply(traced, kernel_levels, preferred_element_type=dtype)
     if place_scale is not None and scale.size > 1:
         scale = place_scale(scale)

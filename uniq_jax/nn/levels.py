@@ -58,6 +58,17 @@ def integer_levels(encoded: Encoded, grid: Grid) -> tuple[jax.Array, jax.Array]:
     return factor * encoded.codes - factor * grid.offset, encoded.scale / factor
 
 
+def joint_scale(input_scale: jax.Array, kernel_scale: jax.Array) -> jax.Array:
+    """What one unit of the sums of products of levels is worth: the scales' product.
+
+    A scale is often a learned number times a constant. Compilers take a product of two of these for
+    one of the learned numbers and one of the constants, and round anew; not so behind the maximum,
+    which changes no finite number.
+    """
+    least = jnp.finfo(input_scale.dtype).min
+    return jnp.maximum(input_scale, least) * jnp.maximum(kernel_scale, least)
+
+
 def accumulate(
     activations: jax.Array,
     weights: jax.Array,

@@ -114,7 +114,7 @@ def _product_of_levels(
             weight_grid=weight.grid,
             taps=taps,
         )
-        scale = (input_scale * kernel_scale).reshape(-1)
+        scale = levels.joint_scale(input_scale, kernel_scale).reshape(-1)
         if place_scale is not None and scale.size > 1:
             scale = place_scale(scale)
         return exactly.rescale(sums, scale).astype(dtype or inputs.dtype)
