@@ -1,8 +1,8 @@
 """Notebooks as scripts, run and made into pages: code, and below it what it printed.
 
-A hook of mkdocs. `docs/notebooks/NAME.py` is in the percent format, which editors and Jupytext open as
-a notebook: a line `# %% [markdown]` begins text, in comments, and `# %%` code. As in a notebook, the
-value of a cell's last expression is shown: a picture where it is an `<svg>` element.
+A hook of mkdocs. `docs/notebooks/NAME.py` is in the percent format, which editors and Jupytext
+open as a notebook: a line `# %% [markdown]` begins text, in comments, and `# %%` code. As in a
+notebook, the value of a cell's last expression is shown: a picture where it is an `<svg>` element.
 """
 
 import ast

@@ -1,14 +1,14 @@
 # %% [markdown]
 # # A quantizer of your own, and a look inside learned thresholds
 #
-# The package has no ternary weights. Here they are written, drawn, trained together with N2UQ's learned
-# thresholds, looked at, and frozen to integers. This page is `docs/notebooks/own_quantizer.py`, run when
-# the documentation was built.
+# The package has no ternary weights. Here they are written, drawn, trained together with N2UQ's
+# learned thresholds, looked at, and frozen to integers. This page is
+# `docs/notebooks/own_quantizer.py`, run when the documentation was built.
 #
 # ## A function
 #
-# A quantizer is *thresholds in, equally spaced levels out*: it makes integer codes, and `decode` makes
-# values of them. Ternary weights with a learned step Δ are −Δ, 0 and Δ:
+# A quantizer is *thresholds in, equally spaced levels out*: it makes integer codes, and `decode`
+# makes values of them. Ternary weights with a learned step Δ are −Δ, 0 and Δ:
 #
 # ```text
 # forward   code  = 1 + [w > −Δ/2] + [w > Δ/2]           1, 2 or 3
@@ -65,13 +65,14 @@ panels = [plots.Panel(name, {"": y}) for name, y in zip(names, (ternary(w, 1.0),
 plots.functions(w, panels, "w/Δ", "ternary weights, forward and backward")
 
 # %% [markdown]
-# Thresholds are halves of the step, which floating point has exactly, so that a weight has the same code
-# in every program that it is compiled into.
+# Thresholds are halves of the step, which floating point has exactly, so that a weight has the
+# same code in every program that it is compiled into.
 #
 # ## A method
 #
-# What layers take is a *method*: the functions, the learned parameters and their first values. The grid
-# says which levels codes stand for: `twos_complement(2)` has −2, −1, 0 and 1, of which three are used.
+# What layers take is a *method*: the functions, the learned parameters and their first values.
+# The grid says which levels codes stand for: `twos_complement(2)` has −2, −1, 0 and 1, of which
+# three are used.
 
 
 # %%
@@ -131,8 +132,8 @@ _ = uniq_jax.calibrate(model, [images[:256]])
 
 
 # %% [markdown]
-# `calibrate` starts N2UQ as a uniform quantizer. Its thresholds, in the input of `body2`, are the
-# middles of its segments:
+# `calibrate` starts N2UQ as a uniform quantizer. Its thresholds, in the input of `body2`, are
+# the middles of its segments:
 
 
 # %%
@@ -180,7 +181,8 @@ print(f"accuracy: {(predicted == labels[1437:]).mean():.1%} of 360 test images")
 # %% [markdown]
 # ## Inside
 #
-# The thresholds have left their even places. Here they are on the histogram of what `body2` gets:
+# The thresholds have left their even places. Here they are on the histogram of what `body2`
+# gets:
 
 # %%
 after = thresholds(quantizer)
@@ -226,9 +228,9 @@ print("weights at −Δ, 0, Δ:", *(f"{share:.0%}" for share in shares))
 # %% [markdown]
 # ## Integers
 #
-# `freeze` knows neither ternary weights nor where thresholds lie. It asks the method for the weights'
-# codes, and finds thresholds by bisection; so your own quantizers are frozen as exactly as the
-# package's.
+# `freeze` knows neither ternary weights nor where thresholds lie. It asks the method for the
+# weights' codes, and finds thresholds by bisection; so your own quantizers are frozen as exactly
+# as the package's.
 
 # %%
 frozen = uniq_jax.freeze(model, (64,))

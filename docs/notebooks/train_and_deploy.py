@@ -1,15 +1,14 @@
 # %% [markdown]
 # # Train and deploy a 2-bit network in a minute
 #
-# A small network learns scikit-learn's digits in float, is quantized to 2 bits, trained on, frozen to
-# integers, saved, and loaded again. All of it takes less than a minute of one CPU core. This page is
-# `docs/notebooks/train_and_deploy.py`, run when the documentation was built.
+# A small network learns scikit-learn's digits in float, is quantized to 2 bits, trained on,
+# frozen to integers, saved, and loaded again. All of it takes less than a minute of one CPU
+# core. This page is `docs/notebooks/train_and_deploy.py`, run when the documentation was built.
 #
 # ## Data and a float network
 
 # %%
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -44,8 +43,8 @@ class Network(nnx.Module):
 
 
 # %% [markdown]
-# The loop is nothing special: an `nnx.Optimizer` around optax's Adam. It will train the float network
-# and the quantized one.
+# The loop is nothing special: an `nnx.Optimizer` around optax's Adam. It will train the float
+# network and the quantized one.
 
 
 # %%
@@ -67,20 +66,26 @@ def train(model, epochs, learning_rate, seed):
             train_step(model, optimizer, train_images[chosen], train_labels[chosen])
 
 
-def accuracy(logits_of):
-    return float((jnp.argmax(logits_of(test_images), -1) == test_labels).mean())
+@nnx.jit
+def predict(model, images):
+    return model(images).argmax(-1)
+
+
+def accuracy(predicted):
+    return np.mean(np.asarray(predicted) == test_labels)
 
 
 model = Network(nnx.Rngs(0))
 train(model, epochs=5, learning_rate=5e-3, seed=0)
 model.eval()
-print(f"float: {accuracy(model):.1%} of {len(test_labels)} test images")
+print(f"float: {accuracy(predict(model, test_images)):.1%} of {len(test_labels)} test images")
 
 # %% [markdown]
 # ## Two bits
 #
-# `quantize` replaces the layers in place, and `calibrate` sets the steps of their quantizers from the
-# weights and from a batch. `rules.uniq(2)` keeps 8 bits in the first and the last layer.
+# `quantize` replaces the layers in place, and `calibrate` sets the steps of their quantizers
+# from the weights and from a batch. `rules.uniq(2)` keeps 8 bits in the first and the last
+# layer.
 
 # %%
 uniq_jax.quantize(model, rules.uniq(bits=2))
@@ -88,16 +93,17 @@ uniq_jax.calibrate(model, [train_images[:256]])
 print(uniq_jax.summary(model, jax.ShapeDtypeStruct((1, 8, 8, 1), "float32")))
 
 # %%
-print(f"2 bits, calibrated: {accuracy(model):.1%}")
+print(f"2 bits, calibrated: {accuracy(predict(model, test_images)):.1%}")
 train(model, epochs=6, learning_rate=2e-3, seed=1)
 model.eval()
-print(f"2 bits, trained: {accuracy(model):.1%}")
+print(f"2 bits, trained: {accuracy(predict(model, test_images)):.1%}")
 
 # %% [markdown]
 # ## Integers
 #
-# `freeze` makes a network of int8 products and integer thresholds. `verify` compares its codes with
-# those of the model, layer by layer: none differs, as [What is exact, and why](../exactness.md) says.
+# `freeze` makes a network of int8 products and integer thresholds. `verify` compares its codes
+# with those of the model, layer by layer: none differs, as [What is exact, and
+# why](../exactness.md) says.
 
 # %%
 frozen = uniq_jax.freeze(model, (8, 8, 1))
@@ -105,11 +111,11 @@ print(deploy.verify(model, frozen, [test_images]).summary())
 print(deploy.summary(frozen))
 
 # %% [markdown]
-# The file holds 2-bit kernels as dense bits. Loading it needs JAX, NumPy and safetensors, and neither
-# Flax nor optax.
+# The file holds 2-bit kernels as dense bits. Loading it needs JAX, NumPy and safetensors, and
+# neither Flax nor optax.
 
 # %%
 size = deploy.save(frozen, "digits.safetensors")
 loaded = deploy.load("digits.safetensors")
-assert (jax.jit(loaded)(test_images) == jax.jit(frozen)(test_images)).all()
-print(f"{size} bytes; integers: {accuracy(jax.jit(loaded)):.1%}")
+logits = jax.jit(loaded)(test_images)
+print(f"{size} bytes; integers: {accuracy(logits.argmax(-1)):.1%}")

@@ -1,4 +1,4 @@
-"""Pictures of runs and of quantizers, as SVG text to put into a page. Needs neither JAX nor a display."""
+"""Pictures of runs and quantizers, as SVG text to put into a page. Needs no JAX and no display."""
 
 from uniq_jax.plots.comparison import accuracy_against_size as accuracy_against_size
 from uniq_jax.plots.comparison import overlay as overlay
