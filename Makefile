@@ -59,7 +59,7 @@ format: $(DEV) ## ruff: mend what it can and format
 types: $(DEV) ## pyright
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
 
-# mkdocs' theme would print an advertisement each time.
+# Without the variable, the theme prints a notice about its successor each time.
 docs: $(DEV) ## build the documentation, site/index.html; notebooks and pictures are run anew
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 

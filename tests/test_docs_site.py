@@ -6,6 +6,9 @@ import re
 
 import jax
 import pytest
+from mkdocs.exceptions import PluginError
+
+from uniq_jax import plots
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
@@ -19,7 +22,7 @@ def hook(name):
     return module
 
 
-notebooks, pictures = hook("notebooks"), hook("pictures")
+notebooks, pictures, offline = hook("notebooks"), hook("pictures"), hook("offline")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,8 @@ def test_every_notebook_is_run():
 
 
 def test_a_page_has_code_and_what_it_printed():
-    text = '# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\nx = 2\nprint("x")\nx + 1\n\n# %%\n"<svg>"\n'
+    text = "# %% [markdown]\n# # Title\n#\n# Text.\n\n"
+    text += '# %%\nx = 2\nprint("x")\nx + 1\n\n# %%\n"<svg>"\n'
     assert notebooks.render(text, "page") == (
         '# Title\n\nText.\n\n```python\nx = 2\nprint("x")\nx + 1\n```\n\n```text\nx\n3\n```\n\n'
         '```python\n"<svg>"\n```\n\n<figure><svg></figure>\n'
@@ -80,3 +84,38 @@ def test_pictures_are_of_the_functions(monkeypatch):
         pictures.quantizers, "pact_activation", lambda x, clip, **_: jax.numpy.minimum(x, clip)
     )
     assert pictures.picture("pact_activation") != before
+
+
+def test_panels_have_their_lines_and_one_legend():
+    panels = [
+        plots.Panel("first", {"a": [0, 1, 2], "b": [2, 1, 0]}, marks=[0.5]),
+        plots.Panel("second", {"a": [0, 1, 0], "b": [0, 2, 0]}),
+    ]
+    drawn = plots.functions([0, 1, 2], panels, "x", "two panels")
+    assert drawn.startswith('<svg role="img" aria-label="two panels"')
+    for title in ("first", "second"):
+        assert f">{title}<" in drawn
+    assert [drawn.count(f">{name}<") for name in "abx"] == [1, 1, 2]
+
+
+class _Page:
+    class file:
+        src_uri = "page.md"
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        '<script src="https://unpkg.com/mathjax"></script>',
+        '<link rel="stylesheet" href="//fonts.googleapis.com/css">',
+        "<img alt='' src=http://example.com/a.png>",
+    ],
+)
+def test_a_page_that_needs_a_network_is_an_error(element):
+    with pytest.raises(PluginError, match="page.md would load .*//"):
+        offline.on_post_page(f"<p>{element}</p>", page=_Page)
+
+
+def test_a_page_may_link_to_other_sites():
+    page = '<a href="https://arxiv.org/abs/2104.00210">paper</a><script src="assets/a.js"></script>'
+    assert offline.on_post_page(page, page=_Page) == page
