@@ -112,7 +112,7 @@ class _Page:
     ],
 )
 def test_a_page_that_needs_a_network_is_an_error(element):
-    with pytest.raises(PluginError, match="page.md would load .*//"):
+    with pytest.raises(PluginError, match=r"page\.md would load .*//"):
         offline.on_post_page(f"<p>{element}</p>", page=_Page)
 
 
