@@ -117,10 +117,24 @@ def test_openvino_runs_quantized_convolutions_in_int8(
         for node in made.graph.nodes
         if "window_strides" in dict(node.attributes)
         and "product" in node.operation
-        and max(node["activation"][0], node["weight"][0]) < 8
+        # Exact sums of 8-bit codes are those of floats.
+        and (max(node["activation"][0], node["weight"][0]) < 8 or not integer_thresholds)
     ]
     assert len(quantized) >= 6
-    assert sum(kind in ("u8", "i8") for kind in kinds) == len(quantized)
+    # An 8-bit layer has another one, which sums its windows.
+    wide = sum(node["weight"][0] == 8 for node in quantized)
+    assert sum(kind in ("u8", "i8") for kind in kinds) == len(quantized) + wide
+
+
+def test_fast_files_of_8_bits_differ_by_roundings_alone(frozen, tmp_path):
+    """Stems are int8 convolutions of shifted codes, whose borders see fewer pixels."""
+    made = frozen("uniq", 8, 8, integer_thresholds=False)
+    deploy.export_onnx(made, tmp_path / "fast.onnx")
+    for runtime in ("openvino", "onnxruntime"):
+        batch = images(5, shape=SHAPE)
+        found = deploy.compare_onnx(made, tmp_path / "fast.onnx", [batch], runtime=runtime)
+        assert found.mismatches <= found.codes // 200, runtime
+        assert found.class_mismatches == 0, runtime
 
 
 def test_a_wrong_file_is_noticed(frozen, tmp_path):

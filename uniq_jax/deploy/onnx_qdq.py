@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from uniq_jax.deploy import integers
 from uniq_jax.deploy.graph import Node
 from uniq_jax.deploy.onnx_emitter import Codes, Emit, Emitter, code_name
 from uniq_jax.deploy.onnx_levels import (
@@ -130,6 +131,9 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
     """A product of codes: in int8 where both fit, else of float32 levels."""
     kind = arithmetic(node["activation"], node["weight"])
     scale = scale_in_kernel(emitter, node)
+    if not emitter.is_exact and _is_wide_conv(node):
+        _wide_conv(emitter, node, scale)
+        return
     if not kind.is_int8:
         level_product(emitter, node, scale)
         if node.name not in emitter.int32:
@@ -153,6 +157,72 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
         # OpenVINO gives one user's scale to all of them.
         sums = emitter.apart(sums)
     emitter.put(node.name, sums, layout)
+
+
+def _is_wide_conv(node: Node) -> bool:
+    """Whether a convolution has 8-bit codes on both sides."""
+    widths = node["activation"][0], node["weight"][0]
+    return is_conv(node) and node["feature_group_count"] == 1 and widths == (8, 8)
+
+
+def _wide_conv(emitter: Emitter, node: Node, scale: np.ndarray) -> None:
+    """An int8 convolution of operands that are no levels (`uniq_jax.deploy.products`).
+
+    What their shifts come to is added: a sum of the input's window, which is a convolution of one
+    channel, and a constant image, whose borders see fewer pixels. Processors without VNNI
+    instructions would round such sums, so that the exact form multiplies floats instead.
+    """
+    first, second = (integers.form(*node[name]) for name in ("activation", "weight"))
+    make, layout = emitter.make, product_layout(node)
+    operands = turned(node, emitter.arrays[node.inputs[1]])
+    scale = scale.reshape(-1).astype(np.float64)
+    x = _signed(emitter, node.inputs[0], first, layout)
+
+    def multiplied_with(kernel: np.ndarray, factor: np.ndarray) -> str:
+        factors = np.broadcast_to(factor, kernel.shape[:1]).astype(np.float32)
+        weight = make("DequantizeLinear", make.constant(kernel), make.constant(factors), axis=0)
+        return multiplied(emitter, node, x, weight)
+
+    sums = multiplied_with(operands, first.factor * second.factor * scale)
+    if second.shift:
+        windows = multiplied_with(np.ones_like(operands[:1]), np.ones(1))
+        factor = (first.factor * second.shift * scale).astype(np.float32)
+        factor = emitter.laid(factor, node.name, layout)
+        sums = make("Add", sums, make("Mul", windows, factor))
+    if first.shift:
+        levels = operands.astype(np.float32) * second.factor + second.shift
+        seen = emitter.shapes[node.inputs[0]][1:3]
+        constant = _sums_of_kernel(node, levels, seen) * (first.shift * scale)
+        sums = make("Add", sums, emitter.laid(constant.astype(np.float32), node.name, layout))
+    emitter.put(node.name, sums, layout)
+
+
+def _signed(emitter: Emitter, source: str, form: integers.Form, layout: str) -> str:
+    """The int8 operands of a quantizer's float32 codes, dequantized to themselves."""
+    make, zero = emitter.make, emitter.make.constant(np.int8(0))
+    # OpenVINO takes the convolution for a float one where a transposition stands in between.
+    value = emitter.transposed(emitter.codes[source].name, emitter.layout(source), layout)
+    value = make("Add", value, emitter.constant(form.code_shift))
+    value = make("QuantizeLinear", value, emitter.constant(1), zero)
+    return make("DequantizeLinear", value, emitter.constant(1), zero)
+
+
+def _sums_of_kernel(node: Node, kernel: np.ndarray, seen: tuple[int, ...]) -> np.ndarray:
+    """The sum of the kernel (out, in, height, width) over the pixels that are in the image.
+
+    Returns:
+      (height, width, out).
+    """
+    kernel = kernel.sum(1).transpose(1, 2, 0).astype(np.float64)
+    for axis, size in enumerate(seen):
+        low, high = node["padding"][axis]
+        stride, dilation = node["window_strides"][axis], node["rhs_dilation"][axis]
+        taps = np.arange(kernel.shape[axis]) * dilation
+        count = (size + low + high - taps[-1] - 1) // stride + 1
+        places = np.arange(count)[:, None] * stride - low + taps
+        is_inside = ((places >= 0) & (places < size)).astype(np.float64)
+        kernel = np.moveaxis(np.tensordot(is_inside, kernel, (1, axis)), 0, axis)
+    return kernel
 
 
 def _strided(emitter: Emitter, node: Node, x: str) -> tuple[str, Node]:
