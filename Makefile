@@ -59,9 +59,10 @@ format: $(DEV) ## ruff: mend what it can and format
 types: $(DEV) ## pyright
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
 
-# Without the variable, the theme prints a notice about its successor each time.
+# Without the variable, the theme prints a notice about its successor each time. With --quiet, mkdocs
+# would not count the warnings that --strict makes errors.
 docs: $(DEV) ## build the documentation, site/index.html; notebooks and pictures are run anew
-	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 accuracy: $(DEV) ## the slow tests: whole trainings, minutes to hours
 	@$(RUN) -m pytest -m slow --durations=10
