@@ -1,6 +1,7 @@
-"""Docstrings as griffe reads them: its sections of examples begin with "Examples:".
+"""Docstrings as griffe reads them: an extension of it, which changes no file.
 
-An extension of griffe. Under "Example:", which the docstrings say, it would show doctests as text.
+It calls sections of examples "Examples:", where our docstrings say "Example:"; under that it would
+show doctests as text. And of "mean, std: …" it would make "mean", of type "std".
 """
 
 import re
@@ -8,12 +9,16 @@ from typing import Any
 
 import griffe
 
+_SEVERAL_NAMES = re.compile(r"^ +\w+(?:, (?:\w+|…))+(?=: )", re.MULTILINE)
+
 
 class Docstrings(griffe.Extension):
-    """Changes the heading while the package is read; its files stay as they are."""
+    """Changes docstrings while the package is read."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        if obj.docstring is not None:
-            obj.docstring.value = re.sub(
-                r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE
-            )
+        if obj.docstring is None:
+            return
+        text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+        # Names are separated from types by a plain space.
+        text = _SEVERAL_NAMES.sub(lambda names: names[0].replace(", ", ",\N{NO-BREAK SPACE}"), text)
+        obj.docstring.value = text
