@@ -1,7 +1,7 @@
 """Docstrings as griffe reads them: an extension of it, which changes no file.
 
 It calls sections of examples "Examples:", where our docstrings say "Example:"; under that it would
-show doctests as text. And of "mean, std: …" it would make "mean", of type "std".
+show doctests as text. And of "mean, std: …" it would make one entry, "mean", of type "std".
 """
 
 import re
@@ -9,16 +9,22 @@ from typing import Any
 
 import griffe
 
-_SEVERAL_NAMES = re.compile(r"^ +\w+(?:, (?:\w+|…))+(?=: )", re.MULTILINE)
+# Names, and what is said of them, in lines that are indented further.
+_SEVERAL = re.compile(r"^( +)(\w+)((?:, \w+)*(?:, …)?)(: .*(?:\n\1 +\S.*)*)", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
     """Changes docstrings while the package is read."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        if obj.docstring is None:
-            return
-        text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
-        # Names are separated from types by a plain space.
-        text = _SEVERAL_NAMES.sub(lambda names: names[0].replace(", ", ",\N{NO-BREAK SPACE}"), text)
-        obj.docstring.value = text
+        if obj.docstring is not None:
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = _SEVERAL.sub(_one_by_one, text)
+
+
+def _one_by_one(entry: re.Match[str]) -> str:
+    indent, first, others, text = entry.groups()
+    lines = [f"{indent}{first}{text}"]
+    # For "…" there is no entry: the text says what is meant.
+    lines += [f"{indent}{name}: see `{first}`." for name in re.findall(r"\w+", others)]
+    return "\n".join(lines)
