@@ -18,7 +18,7 @@ DEMO_IMAGES := runs/demo/export/images
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo demo-plan test lint format types accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact exports update-constraints clean
+.PHONY: help demo demo-plan test lint format types docs accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact exports update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -44,7 +44,7 @@ demo-plan:
 	    echo "runs/demo holds an unfinished run: it is resumed."; \
 	fi
 
-test: $(DEV) lint types ## all checks: ruff, pyright and the tests that are not slow
+test: $(DEV) lint types docs ## all checks: ruff, pyright, the docs and the tests that are not slow
 	@$(RUN) -m pytest -q -n 2 -m "not slow" --durations=10
 
 lint: $(DEV) ## ruff: rules and format
@@ -58,6 +58,11 @@ format: $(DEV) ## ruff: mend what it can and format
 # Without the variable, pyright's wrapper asks the network for its latest version each time.
 types: $(DEV) ## pyright
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
+
+# Without the variable, the theme prints a notice about its successor each time. With --quiet, mkdocs
+# would not count the warnings that --strict makes errors.
+docs: $(DEV) ## build the documentation, site/index.html; notebooks and pictures are run anew
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 accuracy: $(DEV) ## the slow tests: whole trainings, minutes to hours
 	@$(RUN) -m pytest -m slow --durations=10

@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
     path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if "```python" in path.read_text()
 ]
 
@@ -21,8 +21,7 @@ def test_python_blocks_run(page, capsys, tmp_path, monkeypatch):
     namespace = {"__name__": "readme"}
     for block in blocks:
         exec(compile(block, page, "exec"), namespace)
-    printed = capsys.readouterr().out
-    assert printed in text
+        assert capsys.readouterr().out in text
 
 
 def test_make_targets_and_files_exist():

@@ -25,10 +25,14 @@ from uniq_jax.nn import (
     WeightMethod,
 )
 
-# Where networks, ours and others', keep the layers that the papers treat apart.
 FIRST = r"conv1|conv_init|conv_stem|stem|stem/conv|patch_embed|patch_embed/proj|embedding"
+"""Where networks, ours and others', have their first layer, which the papers treat apart."""
+
 LAST = r"fc|linear|head|classifier|output"
+"""Where they have their last layer."""
+
 SHORTCUT = r".*(downsample|shortcut|identity_conv|conv_proj).*"
+"""Where they have convolutions on shortcuts."""
 
 
 @dataclasses.dataclass(frozen=True)

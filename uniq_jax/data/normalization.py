@@ -19,10 +19,6 @@ def statistics(name: str, images: np.ndarray | None = None) -> tuple[np.ndarray,
     The usual published constants for the sets named here, whatever `images` holds, so that
     networks trained elsewhere fit; otherwise computed from `images`.
 
-    >>> mean, std = statistics("mnist")
-    >>> print(mean, std)
-    [0.1307] [0.3081]
-
     Args:
         name: A data set's name, as given to `load`; a configuration or version is ignored.
         images: uint8 (N, H, W, C) of the train split, needed for other sets.
@@ -33,6 +29,11 @@ def statistics(name: str, images: np.ndarray | None = None) -> tuple[np.ndarray,
 
     Raises:
         ValueError: If the set has no constants and `images` is missing, empty or not uint8.
+
+    Example:
+        >>> mean, std = statistics("mnist")
+        >>> print(mean, std)
+        [0.1307] [0.3081]
     """
     constants = _KNOWN.get(name.partition(":")[0].partition("/")[0])
     if constants is not None:

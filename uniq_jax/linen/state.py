@@ -12,8 +12,8 @@ from flax import linen as nn
 from uniq_jax.nn import ActivationMethod, WeightMethod
 from uniq_jax.nn.product import product
 
-# The collection of what calibration sees; `variable_axes` of lifted layers have to list it.
 STATISTICS = "quantizer_statistics"
+"""The collection of what calibration sees; `variable_axes` of lifted layers have to list it."""
 
 # Names of the params that hold a quantizer's learned parameters.
 WEIGHT_STATE, ACTIVATION_STATE = "weight_quantizer", "activation_quantizer"

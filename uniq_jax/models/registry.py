@@ -20,7 +20,6 @@ from uniq_jax.quantization import quantize
 
 Method = Literal["uniq", "n2uq", "uniq_n2uq", "lsq"]
 
-# Names without a kind of image are of networks for ImageNet, but for the depths 6n + 2.
 MODELS: Mapping[str, Callable[..., nnx.Module]] = {
     **{
         f"resnet{depth}": functools.partial(CifarResNet, depth) for depth in (8, 14, 20, 32, 44, 56)
@@ -35,6 +34,10 @@ MODELS: Mapping[str, Callable[..., nnx.Module]] = {
     "mobilenet_v2": MobileNetV2,
     "vit_s16": VisionTransformer,
 }
+"""By name, what makes a float network: (num_classes=…, rngs=…, …).
+
+ResNets of the depths 6n + 2 are those for images of 32x32 pixels; all others are for ImageNet.
+"""
 
 # The shape that a network has in N2UQ's paper.
 _N2UQ_SHAPES: Mapping[str, Mapping[str, Any]] = {

@@ -225,7 +225,8 @@ class RunSpec:
 
     Attributes:
       seed: of parameters, order of examples and augmentation.
-      data, model: see there.
+      data: what to train and test on.
+      model: the network.
       phases: in their order.
       export: of the last phase's network.
       init_from: parameters to start from: a workdir or checkpoint of this package, or a file (of

@@ -34,8 +34,10 @@ from uniq_jax.train.sources import CONFIG_FILE
 from uniq_jax.train.state import TrainState
 
 OUTCOME_FILE = "outcome.json"
-# Drawn from the other files when the run is over (`uniq_jax.report`).
+"""What a finished phase leaves in its directory: its accuracy, and what it took."""
+
 REPORT_FILE = "report.html"
+"""Drawn from the other files when the run is over (`uniq_jax.report`)."""
 
 
 def train(
