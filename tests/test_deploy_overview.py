@@ -27,6 +27,16 @@ def test_each_layer_has_a_line_with_what_quantizes_its_output(small, tmp_path):
     assert deploy.layers(deploy.load(tmp_path / "model.safetensors")) == deploy.layers(network)
 
 
+def test_a_float_layer_behind_is_named():
+    model = Small(num_classes=10, in_features=3, rngs=nnx.Rngs(0))
+    network = deploy.freeze(uniq_jax.quantize(model, rules.n2uq(bits=2)), (8, 8, 3))
+    assert [layer.output for layer in deploy.layers(network)] == [
+        "float epilogue: float layer",
+        "float layer",
+        "logits",
+    ]
+
+
 def test_thresholds_that_were_not_asked_for_are_no_riddle(small):
     network = deploy.freeze(small, (8, 8, 3), integer_thresholds=False)
     assert deploy.layers(network)[0].output == "float epilogue: as asked"

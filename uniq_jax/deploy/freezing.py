@@ -31,7 +31,6 @@ _REASONS = {
     "reduce_window_max": "max pooling",
     "mean_pixels": "mean over the pixels",
     "reduce_sum": "sum over the pixels",
-    **dict.fromkeys(_PRODUCTS, _FLOAT_LAYER),
 }
 
 
@@ -203,6 +202,8 @@ def _chain(
     chain: list[Node] = []
     name = node.inputs[0]
     while (step := nodes.get(name)) is not None:
+        if step.operation in _PRODUCTS:
+            return _FLOAT_LAYER
         constants = [arrays[n] for n in step.inputs if n in arrays]
         if any(np.size(c) != np.shape(c)[-1] for c in constants if np.ndim(c)):
             return f"{step.operation} with an array of more than channels"

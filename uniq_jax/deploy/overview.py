@@ -7,6 +7,7 @@ from uniq_jax.deploy.graph import Graph, Node
 from uniq_jax.deploy.network import FrozenNetwork
 
 INTEGER_THRESHOLDS = "integer thresholds"
+_FLOAT_LAYER = "float layer"
 
 _FLOAT_PRODUCTS = ("conv_general_dilated", "dot_general")
 
@@ -21,8 +22,8 @@ class Layer:
       weight_bits, activation_bits: 32 in a float product.
       packed_bytes: of the kernel in a packed file.
       output: "integer thresholds" where the next codes are decided on integer sums; "float
-        epilogue: …" where they are decided on float32 numbers, and why; both where both are; or
-        "logits".
+        epilogue: …" where they are decided on float32 numbers, and why; both where both are;
+        "float layer" where such a one comes first; or "logits".
     """
 
     path: str
@@ -105,13 +106,15 @@ def _output(graph: Graph, product: Node, users: dict[str, list[Node]]) -> str:
 
 
 def _epilogue(graph: Graph, reached: set[str]) -> str:
-    """The reason of the first quantizer that these nodes lead to."""
+    """The reason of the first quantizer that these nodes lead to, or what comes before it."""
     for node in graph.nodes:
         if node.name not in reached and not reached.intersection(node.inputs):
             continue
         if node.operation == "encode":
             why = dict(node.attributes).get("epilogue", "")
             return f"float epilogue: {why}" if why else "float epilogue"
+        if node.operation in _FLOAT_PRODUCTS and node.name not in reached:
+            return _FLOAT_LAYER
         if node.operation != "encode_sums":
             reached.add(node.name)
     return "logits"
