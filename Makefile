@@ -96,7 +96,7 @@ exact: $(DEV) ## frozen networks against training, code by code: every method, w
 	@shared="$${UNIQ_JAX_SHARED:-../shared}"; \
 	if [ ! -f runs/tfds/prepared ]; then \
 	    $(PY) "$$shared/data/prepare_tfds.py" runs/tfds && touch runs/tfds/prepared; fi
-	@$(RUN) benchmarks/exact.py --data_dir=runs/tfds
+	@$(RUN) benchmarks/exact.py --data_dir=runs/tfds --jobs=2
 
 update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'

@@ -11,28 +11,33 @@ meet thresholds exactly; each case counts such ties on a few images.
 On fewer images, files for other runtimes are compared with the frozen network too: OpenVINO, ONNX
 Runtime and qonnx's interpreter.
 
-A case that is done is not done again, unless --out is removed. The last line is the verdict.
+A case that is done is not done again, unless the package's sources have changed. The last line is
+the verdict.
 """
 
 import argparse
 import collections
 import dataclasses
+import hashlib
 import itertools
 import json
+import os
 import pathlib
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from exact_runtimes import EXACT, compared
+from exact_ties import tie, tied_images, ties
 from flax import nnx
 
-from uniq_jax import calibrate, data, deploy, models, nn
+import uniq_jax
+from uniq_jax import calibrate, data, deploy, models
 from uniq_jax.models.activations import BiasedPRelu
 
 NETWORKS = {
@@ -49,8 +54,6 @@ _BATCH = 100
 # Of so many images, ties are counted.
 _TIE_IMAGES = 10
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-# Dyadic numbers are multiples of this, unless they are powers of two.
-_GRAIN = 2.0**-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,24 +95,31 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     parser.add_argument("--bits", nargs="+", type=int, default=[1, 2, 3, 4, 8])
     parser.add_argument("--images", type=int, default=1000, help="compared in each case")
-    parser.add_argument("--runtime_images", type=int, default=100, help="in other runtimes")
+    parser.add_argument("--runtime_images", type=int, default=100, help="in other runtimes, or 0")
     parser.add_argument("--qonnx_images", type=int, default=10, help="in qonnx's interpreter")
     parser.add_argument("--steps", type=int, default=300, help="of ResNet-20's training")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the cores")
+    parser.add_argument("--part", default="1/1", help="K/N: every Nth case from the Kth on")
     arguments = parser.parse_args()
+    part, parts = map(int, arguments.part.split("/"))
+    if arguments.jobs > 1:
+        _share(arguments.jobs)
 
     out = pathlib.Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
+    sources = _sources()
     train, test = (data.load("cifar10", split=s, data_dir=arguments.data_dir) for s in _SPLITS)
     starts = None
     wanted = list(cases(arguments.networks, arguments.methods, arguments.bits))
+    wanted = wanted[part - 1 :: parts]
     codes = mismatches = classes = 0
     runtimes: dict[str, collections.Counter[str]] = {}
     for i, case in enumerate(wanted):
         path = out / f"{str(case).replace(' ', '_')}_{arguments.images}.json"
-        if not path.is_file():
+        if not path.is_file() or json.loads(path.read_text())["sources"] != sources:
             if case.network == _TRAINED and starts is None:
                 starts = _trained_float(train, arguments.steps)
-            result = check(case, train, test, arguments, starts)
+            result = {**check(case, train, test, arguments, starts), "sources": sources}
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             partial.replace(path)
@@ -126,6 +136,32 @@ def main() -> None:
     print(f"images whose class differs, but in fast forms: {classes}")
     print(f"mismatching codes: {mismatches} of {codes}")
     sys.exit(bool(mismatches or classes))
+
+
+def _share(jobs: int) -> None:
+    """Does all cases in processes of their own, each with its part of the cores.
+
+    Most of a case is work of one thread: tracing, compiling, looking for thresholds.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    children = []
+    for i in range(jobs):
+        os.sched_setaffinity(0, cores[i::jobs] or cores)
+        command = [sys.executable, *sys.argv, "--jobs=1", f"--part={i + 1}/{jobs}"]
+        children.append(subprocess.Popen(command))
+    os.sched_setaffinity(0, cores)
+    # A part fails where something differs, which the sum over all parts says again.
+    for child in children:
+        child.wait()
+
+
+def _sources() -> str:
+    """A digest of the package's sources."""
+    root = pathlib.Path(uniq_jax.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _differing(numbers: Mapping[str, int]) -> str:
@@ -163,16 +199,18 @@ def check(
     frozen = deploy.freeze(model, (size, size, 3))
     found = deploy.verify(model, frozen, _images(test, arguments.images, size))
     result = _numbers(found)
-    images = np.concatenate(list(_images(test, arguments.runtime_images, size)))
-    runtimes = compared(model, frozen, images, arguments.qonnx_images)
+    runtimes: dict[str, Any] = {}
+    if arguments.runtime_images:
+        few = np.concatenate(list(_images(test, arguments.runtime_images, size)))
+        runtimes = compared(model, frozen, few, arguments.qonnx_images)
 
     tie(model)
     frozen = deploy.freeze(model, (size, size, 3))
     batches = [
-        _tied_images(model, b) for b in _images(test, min(arguments.images, 2 * _BATCH), size)
+        tied_images(model, b) for b in _images(test, min(arguments.images, 2 * _BATCH), size)
     ]
     tied = _numbers(deploy.verify(model, frozen, batches))
-    tied["ties"] = _ties(frozen, batches[0][:_TIE_IMAGES])
+    tied["ties"] = ties(frozen, batches[0][:_TIE_IMAGES])
     seconds = time.perf_counter() - began
     return {**result, "runtimes": runtimes, "tied": tied, "seconds": seconds}
 
@@ -251,89 +289,6 @@ def _set_statistics(model: Any, images: np.ndarray) -> None:
             module.momentum = 0.0
     nnx.jit(lambda model, x: model(x))(model, images)
     model.eval()
-
-
-def tie(model: nnx.Module) -> None:
-    """Makes parameters dyadic: no operation rounds, and sums are equal to thresholds."""
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, nnx.BatchNorm):
-            deviation = np.sqrt(np.asarray(module.var[...]) + np.float32(module.epsilon))
-            factor = np.asarray(module.scale[...]) / deviation
-            module.scale[...] = jnp.asarray(_power_of_two(factor) * deviation)
-            module.mean[...], module.bias[...] = _dyadic(module.mean), _dyadic(module.bias)
-        elif isinstance(module, BiasedPRelu):
-            for variable in (module.before, module.slope, module.after):
-                variable[...] = _dyadic(variable)
-    for module in [m for _, m in nnx.iter_modules(model) if hasattr(m, "activation_quantizer")]:
-        _tie_layer(module)
-
-
-def _tie_layer(layer: Any) -> None:
-    activation, weight = layer.activation_quantizer, layer.weight_quantizer
-    if activation is not None:
-        parameters = activation.parameters
-        for name, value in parameters.items():
-            is_threshold = isinstance(getattr(activation, name), nn.Threshold)
-            dyadic = np.maximum(_dyadic(value), _GRAIN if name == "intervals" else -np.inf)
-            new = dyadic if is_threshold else _power_of_two(value)
-            if name == "output_scale":  # Levels are multiples of 2/n times this.
-                new = new * activation.method.grid.max_code / 2
-            getattr(activation, name)[...] = jnp.asarray(new, jnp.float32)
-    kernel = layer.kernel
-    if weight is None:
-        kernel[...] = _dyadic(kernel)
-    elif hasattr(weight, "step"):
-        weight.step[...] = jnp.asarray(_power_of_two(weight.step))
-    else:  # The scale of N2UQ's weights is of their mean magnitude.
-        values = np.asarray(kernel[...])
-        magnitude = _power_of_two(np.mean(np.abs(values), keepdims=True))
-        kernel[...] = jnp.asarray(np.where(values < 0, -magnitude, magnitude), jnp.float32)
-    if getattr(layer, "bias", None) is not None:
-        layer.bias[...] = _dyadic(layer.bias)
-
-
-def _tied_images(model: nnx.Module, images: np.ndarray) -> np.ndarray:
-    """Images whose numbers lie on the first quantizer's thresholds, which are multiples of it."""
-    for _, module in nnx.iter_modules(model):
-        quantizer = getattr(module, "activation_quantizer", None)
-        if quantizer is not None and getattr(quantizer.method, "signed", False):
-            step = np.float32(quantizer.step[...])
-            return np.round(images / step) * step
-    return np.asarray(_dyadic(images))
-
-
-def _ties(frozen: deploy.FrozenNetwork, images: np.ndarray) -> int:
-    """How many numbers are the smallest that have their code, of these images."""
-    values = _values(frozen, images)
-    arrays = {name: np.asarray(array) for name, array in frozen.arrays.items()}
-    total = 0
-    for node in frozen.graph.nodes:
-        if node.operation == "encode":
-            x, limits = np.asarray(values[node.inputs[0]]), arrays[node.inputs[1]]
-        elif node.operation == "encode_sums":
-            x = np.asarray(values[node.inputs[0]]) * arrays[node.inputs[2]]
-            limits = arrays[node.inputs[1]]
-        else:
-            continue
-        total += sum(int(np.sum(x == limit)) for limit in limits)
-    return total
-
-
-@jax.jit
-def _values(frozen: deploy.FrozenNetwork, images: jax.Array) -> dict[str, jax.Array]:
-    return frozen.values(images)
-
-
-def _dyadic(variable: Any) -> jax.Array:
-    value = np.asarray(variable[...], np.float32)
-    return jnp.asarray(np.round(value / _GRAIN) * _GRAIN, jnp.float32)
-
-
-def _power_of_two(variable: Any) -> np.ndarray:
-    value = np.asarray(variable[...], np.float32)
-    magnitude = np.maximum(np.abs(value), 2.0**-20)
-    sign = np.where(value < 0, -1, 1)
-    return np.asarray(sign * 2.0 ** np.round(np.log2(magnitude)), np.float32)
 
 
 if __name__ == "__main__":
