@@ -2,8 +2,8 @@
 
 python benchmarks/compile.py [NAME …]   # of the steps; all without one
 
-Each measurement is a process of its own. In every turn all steps are compiled with an empty cache of
-compiled programs, into which JAX puts them, as in a first run; and then again from it, as in the
+Each measurement is a process of its own. In every turn all steps are compiled with an empty cache
+of compiled programs, into which JAX puts them, as in a first run; and then again from it, as in the
 runs that follow.
 """
 
