@@ -310,24 +310,39 @@ def test_collectives_are_read_from_what_xla_compiles(quick_compilation):
 def test_a_step_is_built_from_shapes_or_arrays(monkeypatch):
     monkeypatch.setitem(registry.MODELS, "small", small_runs.Small)
     monkeypatch.setitem(steps.NETWORKS, "small", ({"name": "small", "in_features": 3}, 12, 6, 10))
-    case = steps.Case("small", "uniq", 2, batch=4)
-    assert str(case) == "small uniq W2A2"
+    assert str(steps.Case("small", "uniq", 2)) == "small uniq W2A2"
     assert steps.Case("small").batch_size == 6
+    case = steps.Case("small", batch=4)
     program = case.program()
     mesh = sharding.create_mesh({"data": 1, "model": 1}, jax.devices()[:1])
     state, batch = case.shapes(program, mesh)
-    made, examples = case.state(program), case.examples()
+    made, examples = jax.eval_shape(lambda: case.state(program)), case.examples()
     for shapes, arrays in ((state, made), (batch, examples)):
         described = [jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (shapes, arrays)]
         assert described[0] == described[1]
     assert examples["image"].shape == (4, 12, 12, 3)
-    steps_of = {"jitted": steps.jitted(program), "on": steps.jitted_on(mesh, program, state)}
-    after, metrics = jax.eval_shape(steps_of["on"], state, batch)
-    assert jax.tree.structure(after) == jax.tree.structure(state)
-    assert set(metrics) == {"loss", "accuracy", "gradient_norm", "learning_rate"}
-    after, metrics = steps_of["jitted"](made, examples)
-    assert int(after.step) == 1
-    assert float(metrics["loss"]) > 0
+    for step in (steps.jitted(program), steps.jitted_on(mesh, program, state)):
+        after, metrics = jax.eval_shape(step, state, batch)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert set(metrics) == {"loss", "accuracy", "gradient_norm", "learning_rate"}
+
+
+def test_the_page_on_scaling_has_the_figures_of_its_formulas():
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    # Elements of kernels and biases, features of batch norms.
+    sizes = {"preact_resnet32": (470_292, 1_136), "resnet18": (11_679_912, 4_800)}
+    rows = re.findall(
+        r"^\| (\w+) (\w+)[^|]* \| \d+ \| (\d) x 1 \| \d+ \| 0 \| ([\d,]+) \| ([\d,]+) \|",
+        page,
+        re.M,
+    )
+    assert len(rows) == 14
+    for network, method, devices, *found in rows:
+        kernels, features = sizes[network]
+        is_alone = devices == "1"
+        copies = 1 if method == "float" else int(devices)
+        wanted = [0, 0] if is_alone else [4 * kernels, 4 * 5 * features * copies]
+        assert [int(text.replace(",", "")) for text in found] == wanted, (network, method, devices)
 
 
 def test_every_script_is_named_where_benchmarks_are_told_of():
