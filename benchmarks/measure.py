@@ -131,14 +131,11 @@ def keep(results: Iterable[Result], path: pathlib.Path = RESULTS) -> None:
     }
     rows = [new.pop(row["name"], row) for row in rows] + list(new.values())
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps(rows, indent=1) + "\n")
-    _replace(path.with_suffix(".md"), markdown(rows))
+    texts = {path: json.dumps(rows, indent=1) + "\n", path.with_suffix(".md"): markdown(rows)}
+    partial = {place: place.with_name(f"{place.name}.partial") for place in texts}
+    for place, text in texts.items():
+        partial[place].write_text(text, encoding="utf-8")
+    for place in texts:  # Only now that both are whole.
+        partial[place].replace(place)
     for result in results:
         print(line(dataclasses.asdict(result) | {"met": result.met}), flush=True)
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """A file is there with all of its text, or as it was before."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
