@@ -3,8 +3,8 @@
 python benchmarks/quantizers.py [NAME …]   # of the quantizers; all without one
 
 Forward, and forward and backward together, of an array of 3.2 million float32 numbers. The plain
-form is written with `jax.lax.stop_gradient`, as most programs have it; JAX derives its gradients. A
-negation of the array is the least that an operation on all of it can cost.
+form is written with `jax.lax.stop_gradient`, as most programs have it; JAX derives its gradients.
+A negation of the array is the least that an operation on all of it can cost.
 """
 
 import argparse
