@@ -18,7 +18,7 @@ DEMO_IMAGES := runs/demo/export/images
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo demo-plan test lint format types docs accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact exports update-constraints clean
+.PHONY: help demo demo-plan test lint format types docs accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact exports bench update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -97,6 +97,17 @@ exact: $(DEV) ## frozen networks against training, code by code: every method, w
 	if [ ! -f runs/tfds/prepared ]; then \
 	    $(PY) "$$shared/data/prepare_tfds.py" runs/tfds && touch runs/tfds/prepared; fi
 	@$(RUN) benchmarks/exact.py --data_dir=runs/tfds --jobs=2
+
+bench: $(DEV) ## every figure that has a goal, beside it; most of an hour (photos need UNIQ_JAX_SHARED)
+	@$(RUN) benchmarks/inference.py
+	@$(RUN) benchmarks/train_step.py
+	@$(RUN) benchmarks/quantizers.py
+	@photos="$${UNIQ_JAX_SHARED:-../shared}/data/imagenet_fullres"; \
+	if [ -d "$$photos" ]; then \
+	    $(RUN) benchmarks/input.py "$$photos" --results=benchmarks/results.json; \
+	else echo "input_over_pillow: not measured, as there is no $$photos; set UNIQ_JAX_SHARED"; fi
+	@echo
+	@$(PY) benchmarks/table.py
 
 update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'

@@ -5,6 +5,7 @@ python benchmarks/input.py DIRECTORY   # of JPEGs, at any depth
 Ways are timed alternately, in one thread, and make the same crops of the same images.
 """
 
+import argparse
 import io
 import pathlib
 import sys
@@ -13,6 +14,7 @@ import time
 import cv2
 import numpy as np
 import simplejpeg
+from measure import Result, keep
 from PIL import Image
 
 from uniq_jax.data import photos, random_crops
@@ -76,18 +78,10 @@ def _scale(crop: random_crops.Crop) -> int:
     return next(scale for scale in (8, 4, 2, 1) if scale == 1 or shorter >= scale * _SIZE)
 
 
-def main() -> None:
-    """Prints a table."""
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    paths = sorted(p for p in pathlib.Path(sys.argv[1]).rglob("*") if p.suffix.lower() == ".jpeg")
-    paths += sorted(p for p in pathlib.Path(sys.argv[1]).rglob("*.jpg"))
-    images = [path.read_bytes() for path in paths]
-    if not images:
-        sys.exit(f"no .jpg or .jpeg below {sys.argv[1]}")
-    cv2.setNumThreads(1)
+def rates(images: list[bytes]) -> dict[str, np.ndarray]:
+    """Images a second of one core, of each way, a number for each round."""
     ways = {"pillow": pillow, "pillow draft": pillow_draft, "opencv": opencv, "ours": ours}
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[float]] = {name: [] for name in ways}
     end = time.perf_counter() + _SECONDS
     rng = np.random.default_rng(0)
     while time.perf_counter() < end:
@@ -96,15 +90,38 @@ def main() -> None:
             start = time.process_time()
             for encoded, draw in zip(images, draws):
                 way(encoded, draw)
-            rates[name].append(len(images) / (time.process_time() - start))
-    rounds = len(rates["pillow"])
+            found[name].append(len(images) / (time.process_time() - start))
+    return {name: np.asarray(values) for name, values in found.items()}
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("directory", type=pathlib.Path, help="of JPEGs, at any depth")
+    parser.add_argument("--results", type=pathlib.Path, help="a JSON file, to keep our figure in")
+    arguments = parser.parse_args()
+    paths = sorted(p for p in arguments.directory.rglob("*") if p.suffix.lower() == ".jpeg")
+    paths += sorted(arguments.directory.rglob("*.jpg"))
+    images = [path.read_bytes() for path in paths]
+    if not images:
+        sys.exit(f"no .jpg or .jpeg below {arguments.directory}")
+    cv2.setNumThreads(1)
+    found = rates(images)
+    rounds = len(found["pillow"])
     print(f"{len(images)} JPEGs, crops of {_SIZE}, images/s of one core, median of {rounds} rounds")
-    for name, values in rates.items():
-        ratios = np.asarray(values) / np.asarray(rates["pillow"])
-        low, middle, high = np.percentile(ratios, [10, 50, 90])
+    for name, values in found.items():
+        low, middle, high = np.percentile(values / found["pillow"], (25, 50, 75))
         print(
             f"{name:13} {np.median(values):6.0f}   {middle:.2f} ({low:.2f} .. {high:.2f}) x pillow"
         )
+        if name == "ours" and arguments.results is not None:
+            detail = f"{len(images)} photos, random resized crops of {_SIZE}: "
+            detail += f"{np.median(values):.0f} / {np.median(found['pillow']):.0f} images/s a core"
+            spread = float(low), float(high)
+            result = Result(
+                "input_over_pillow", float(middle), "ratio", 2.0, spread=spread, detail=detail
+            )
+            keep([result], arguments.results)
 
 
 if __name__ == "__main__":

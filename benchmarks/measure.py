@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+from table import line, markdown
 
 RESULTS = pathlib.Path(__file__).parent / "results.json"
 
@@ -27,6 +28,11 @@ class Times:
     def median(self, name: str) -> float:
         """Seconds of a call."""
         return float(np.median(self.seconds[name]))
+
+    def quartiles(self, name: str) -> tuple[float, float]:
+        """Of the seconds of a call, over all turns."""
+        low, high = np.percentile(self.seconds[name], (25, 75))
+        return float(low), float(high)
 
     def ratio(self, slow: str, fast: str) -> tuple[float, tuple[float, float]]:
         """How many times as long `slow` takes: the median of all turns, and their quartiles."""
@@ -108,11 +114,14 @@ def machine() -> str:
         known = [flag for flag in ("avx2", "avx512f", "avx512_vnni") if flag in fields["flags"]]
         processor += f" ({', '.join(known)})" if known else ""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax")]
-    return f"{processor}, {cores} cores, {', '.join(versions)}"
+    return f"{processor}, {cores} {'core' if cores == 1 else 'cores'}, {', '.join(versions)}"
 
 
 def keep(results: Iterable[Result], path: pathlib.Path = RESULTS) -> None:
-    """Prints figures, and puts them in place of those of the same names in a file of results."""
+    """Prints figures, and puts them in place of those of the same names in a file of results.
+
+    The same figures, as a table, are beside it in a file that ends in ".md".
+    """
     results = list(results)
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     about = machine()
@@ -121,24 +130,12 @@ def keep(results: Iterable[Result], path: pathlib.Path = RESULTS) -> None:
         for result in results
     }
     rows = [new.pop(row["name"], row) for row in rows] + list(new.values())
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = {path: json.dumps(rows, indent=1) + "\n", path.with_suffix(".md"): markdown(rows)}
+    partial = {place: place.with_name(f"{place.name}.partial") for place in texts}
+    for place, text in texts.items():
+        partial[place].write_text(text, encoding="utf-8")
+    for place in texts:  # Only now that both are whole.
+        partial[place].replace(place)
     for result in results:
         print(line(dataclasses.asdict(result) | {"met": result.met}), flush=True)
-
-
-def line(row: Mapping[str, object]) -> str:
-    """A figure beside its goal."""
-    spread = row["spread"]
-    text = f"{row['name']:28s}{_number(row['value']):>10s} {row['unit']}"
-    if spread:
-        text += f" ({' to '.join(map(_number, spread))})"  # pyright: ignore
-    if row["goal"] is not None:
-        sign = "at least" if row["least"] else "at most"
-        text += f"   goal: {sign} {row['goal']}   {'met' if row['met'] else 'NOT MET'}"
-    return f"{text}   {row['detail']}"
-
-
-def _number(value: object) -> str:
-    return f"{value:,.0f}" if abs(float(value)) >= 1000 else f"{value:.3g}"  # pyright: ignore

@@ -15,80 +15,35 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import nnx
 from measure import RESULTS, Result, alternately, keep
+from steps import Case, jitted
 
-from uniq_jax import calibrate, models
 from uniq_jax.nn import N2uqActivation, N2uqWeight, QuantConv, UniqActivation, UniqWeight
-from uniq_jax.spec import LossSpec
-from uniq_jax.train.compilation import compiler_options
 from uniq_jax.train.memory import StepMemory
-from uniq_jax.train.network import Network, split
-from uniq_jax.train.state import Program, TrainState
-from uniq_jax.train.step import train_step
 
-# Name: how it is created, pixels, batch, classes.
-NETWORKS: dict[str, tuple[dict[str, Any], int, int, int]] = {
-    "resnet18": ({"name": "resnet18"}, 224, 16, 1000),
-    "n2uq_resnet18": ({"name": "resnet18", "activation": "biased_prelu"}, 224, 16, 1000),
-    "preact_resnet32": ({"name": "preact_resnet32"}, 32, 128, 100),
+# Figure: goal, and the quantized step.
+OVERHEADS: dict[str, tuple[float, Case]] = {
+    "step_uniq2_over_float_r18": (1.10, Case("resnet18", "uniq", 2)),
+    "step_uniq2_over_float_r32": (1.10, Case("preact_resnet32", "uniq", 2)),
+    "step_n2uq2_over_float_r18": (1.10, Case("n2uq_resnet18", "n2uq", 2)),
+    "step_n2uq2_over_float_r32": (1.10, Case("preact_resnet32", "n2uq", 2)),
+    "step_n2uq4_over_float_r18": (1.25, Case("n2uq_resnet18", "n2uq", 4)),
+    "step_n2uq4_over_float_r32": (1.25, Case("preact_resnet32", "n2uq", 4)),
 }
-
-# Figure: goal, network, method, bits.
-OVERHEADS: dict[str, tuple[float, str, str, int]] = {
-    "step_uniq2_over_float_r18": (1.10, "resnet18", "uniq", 2),
-    "step_uniq2_over_float_r32": (1.10, "preact_resnet32", "uniq", 2),
-    "step_n2uq2_over_float_r18": (1.10, "n2uq_resnet18", "n2uq", 2),
-    "step_n2uq2_over_float_r32": (1.10, "preact_resnet32", "n2uq", 2),
-    "step_n2uq4_over_float_r18": (1.25, "n2uq_resnet18", "n2uq", 4),
-    "step_n2uq4_over_float_r32": (1.25, "preact_resnet32", "n2uq", 4),
+STOCK = {
+    "float_step_over_stock_r18": Case("resnet18"),
+    "float_step_over_stock_r32": Case("preact_resnet32"),
 }
-STOCK = {"float_step_over_stock_r18": "resnet18", "float_step_over_stock_r32": "preact_resnet32"}
 
 
 class Step:
     """A compiled step with the state that it advances; calling it takes one step."""
 
-    def __init__(self, network: str, method: str | None, bits: int, *, tuned: bool = True):
-        options, size, batch, classes = NETWORKS[network]
-        if method is not None:
-            options = {**options, "method": method, "weight_bits": bits, "activation_bits": bits}
-        model: Any = models.create(**options, num_classes=classes, rngs=nnx.Rngs(0))
-        rng = np.random.default_rng(0)
-        if method is not None:
-            calibrate(model, [rng.normal(size=(16, size, size, 3)).astype(np.float32)])
-        model.train()
-        params, statistics = split(model)
-        rate = optax.constant_schedule(1e-4)
-        program = Program(
-            network=Network.of(model),
-            mean=(127.5,) * 3,
-            std=(64.0,) * 3,
-            dtype=jnp.float32,
-            optimizer=optax.sgd(rate, momentum=0.9),
-            rate=rate,
-            loss=LossSpec(),
-            ema_decay=0.0,
-            seed=0,
-        )
-        self.state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            statistics=statistics,
-            opt_state=program.optimizer.init(params),
-        )
-        self.batch = {
-            "image": jnp.asarray(rng.integers(0, 256, (batch, size, size, 3)), jnp.uint8),
-            "label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32),
-        }
-        step = jax.jit(
-            functools.partial(train_step, program),
-            donate_argnums=0,
-            compiler_options=compiler_options() if tuned else None,
-        )
-        self._compiled = step.lower(self.state, self.batch).compile()
+    def __init__(self, case: Case, *, tuned: bool = True):
+        program = case.program()
+        self.state, self.batch = case.state(program), case.examples()
+        self._compiled = jitted(program, tuned=tuned).lower(self.state, self.batch).compile()
         memory = StepMemory.of(self._compiled)
         self.temporaries = 0 if memory is None else memory.temporaries
 
@@ -99,25 +54,25 @@ class Step:
 
 def overhead(name: str, turns: int) -> Result:
     """A quantized step over the float step of the same network."""
-    goal, network, method, bits = OVERHEADS[name]
-    steps = {"quantized": Step(network, method, bits), "float": Step(network, None, 0)}
+    goal, case = OVERHEADS[name]
+    steps = {"quantized": Step(case), "float": Step(Case(case.network))}
     times = alternately(steps, turns=turns, least_seconds=0)
     value, spread = times.ratio("quantized", "float")
     both = ("quantized", "float")
     ms = " / ".join(f"{times.median(side) * 1e3:.0f}" for side in both)
     mib = " / ".join(f"{steps[side].temporaries / 2**20:.0f}" for side in both)
-    detail = f"{network} {method} W{bits}A{bits}: {ms} ms; temporaries {mib} MiB"
+    detail = f"{case}: {ms} ms; temporaries {mib} MiB"
     return Result(name, value, "ratio", goal, least=False, spread=spread, detail=detail)
 
 
 def over_stock(name: str, turns: int) -> Result:
     """The float step over the same one without this package's compiler options."""
-    network = STOCK[name]
-    steps = {"ours": Step(network, None, 0), "stock": Step(network, None, 0, tuned=False)}
+    case = STOCK[name]
+    steps = {"ours": Step(case), "stock": Step(case, tuned=False)}
     times = alternately(steps, turns=turns, least_seconds=0)
     value, spread = times.ratio("ours", "stock")
     detail = (
-        f"{network} float: {times.median('ours') * 1e3:.0f} / "
+        f"{case}: {times.median('ours') * 1e3:.0f} / "
         f"{times.median('stock') * 1e3:.0f} ms with XLA's defaults"
     )
     return Result(name, value, "ratio", 0.60, least=False, spread=spread, detail=detail)

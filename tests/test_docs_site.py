@@ -23,6 +23,7 @@ def hook(name):
 
 
 notebooks, pictures, offline = hook("notebooks"), hook("pictures"), hook("offline")
+results = hook("results")
 
 
 @pytest.mark.parametrize(
@@ -119,3 +120,13 @@ def test_a_page_that_needs_a_network_is_an_error(element):
 def test_a_page_may_link_to_other_sites():
     page = '<a href="https://arxiv.org/abs/2104.00210">paper</a><script src="assets/a.js"></script>'
     assert offline.on_post_page(page, page=_Page) == page
+
+
+def test_the_table_of_benchmarks_is_put_in_where_there_is_one(tmp_path):
+    path = tmp_path / "results.md"
+    assert "`make bench` has not been run here" in results.table(path)
+    path.write_text("| a |\n")
+    assert results.table(path) == "| a |\n"
+    page = (DOCS / "benchmarks.md").read_text()
+    assert "<!--" in page
+    assert "<!--" not in results.on_page_markdown(page)
