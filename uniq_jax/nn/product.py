@@ -1,5 +1,6 @@
 """The product of a quantized input and a quantized kernel, as NNX and Linen layers evaluate it."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -69,10 +70,47 @@ def product(
                 dtype,
                 place_scale,
             )
-    quantized = inputs if activation is None else activation[0].quantize(inputs, activation[1])
+    quantized = inputs
+    if activation is not None:
+        quantize = activation[0].quantize if exact else functools.partial(_stored, activation[0])
+        quantized = quantize(inputs, activation[1])
     if weight is not None:
         kernel = weight[0].quantize(kernel, weight[1])
     return multiply(quantized, kernel.astype(inputs.dtype), preferred_element_type=dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _stored(method: ActivationMethod, x: jax.Array, parameters: Parameters) -> jax.Array:
+    """`method.quantize(x, parameters)`, calculated once.
+
+    XLA:CPU fuses a quantizer into everything that reads its values. The gradient of a convolution's
+    kernel reads them in another order, and most of a training step went into quantizing the inputs
+    again, element by element. What a branch of a conditional gives is stored. Parameters that are
+    nan or infinite make values that are nan.
+    """
+
+    def at_once(x, parameters):
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(parameters)]
+        return jax.lax.cond(
+            functools.reduce(jnp.logical_and, finite, jnp.asarray(True)),
+            method.quantize,
+            lambda x, parameters: jnp.full_like(x, jnp.nan),
+            x,
+            parameters,
+        )
+
+    return jax.lax.platform_dependent(x, parameters, cpu=at_once, default=method.quantize)
+
+
+def _stored_fwd(method, x, parameters):
+    return _stored(method, x, parameters), (x, parameters)
+
+
+def _stored_bwd(method, operands, cotangent):
+    return jax.vjp(method.quantize, *operands)[1](cotangent)
+
+
+_stored.defvjp(_stored_fwd, _stored_bwd)
 
 
 def _product_of_levels(
