@@ -94,6 +94,7 @@ def test_table_of_a_frozen_network():
     ]
     assert "integers  mismatching codes: 0 of 1000" in lines
     assert _row("one image, JAX", float_ms=0.5, integer_ms=0.6)[-2:] == ["1.2x", "slower"]
+    assert _row("one image, JAX", float_ms=0.5, integer_ms=0.52)[-2:] == ["as", "fast"]
     (line,) = [x for x in _render(not_exported="it has [no] layers") if x.startswith("no export")]
     assert line.endswith("it has [no] layers")
 

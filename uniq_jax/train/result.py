@@ -172,6 +172,8 @@ def _ratio(float_bytes: int, packed_bytes: int) -> str:
 
 
 def _speed(float_ms: float, integer_ms: float) -> str:
+    if max(integer_ms, float_ms) < 1.05 * min(integer_ms, float_ms):
+        return "as fast"
     if integer_ms <= float_ms:
         return f"{float_ms / integer_ms:.1f}x faster"
     return f"{integer_ms / float_ms:.1f}x slower"
