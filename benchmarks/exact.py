@@ -59,8 +59,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     parser.add_argument("--bits", nargs="+", type=int, default=[1, 2, 3, 4, 8])
     parser.add_argument("--images", type=int, default=1000, help="compared in each case")
-    parser.add_argument("--runtime_images", type=int, default=100, help="in other runtimes, or 0")
-    parser.add_argument("--qonnx_images", type=int, default=10, help="in qonnx's interpreter")
+    parser.add_argument("--runtime_images", type=int, default=50, help="in other runtimes, or 0")
+    parser.add_argument("--qonnx_images", type=int, default=5, help="in qonnx's interpreter")
     parser.add_argument(
         "--steps", type=int, default=300, help="of float ResNet-20; a tenth follow quantized"
     )
@@ -162,12 +162,12 @@ def check(
     model: Any = case.create()
     if case.network == _TRAINED:
         nnx.update(model, start)
-        calibrate(model, _images(train, 2 * _BATCH, size))
+        calibrate(model, _images(train, _BATCH, size))
         _train(model, train, arguments.steps // 10, learning_rate=0.01)
     else:
         _unsettle(model)
         _set_statistics(model, next(_images(train, _BATCH, size)))
-        calibrate(model, _images(train, 2 * _BATCH, size))
+        calibrate(model, _images(train, _BATCH, size))
     frozen = deploy.freeze(model, (size, size, 3))
     found = deploy.verify(model, frozen, _images(test, arguments.images, size))
     result = _numbers(found)
@@ -178,9 +178,7 @@ def check(
 
     tie(model)
     frozen = deploy.freeze(model, (size, size, 3))
-    batches = [
-        tied_images(model, b) for b in _images(test, min(arguments.images, 2 * _BATCH), size)
-    ]
+    batches = [tied_images(model, b) for b in _images(test, _BATCH, size)]
     tied = _numbers(deploy.verify(model, frozen, batches))
     tied["ties"] = ties(frozen, batches[0][:_TIE_IMAGES])
     seconds = time.perf_counter() - began
