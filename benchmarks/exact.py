@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -89,6 +90,8 @@ def main() -> None:
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             partial.replace(path)
+            if i % 8 == 7:  # Compiled programs of what is done would fill the memory.
+                jax.clear_caches()
         result = json.loads(path.read_text(encoding="utf-8"))
         print(f"{i + 1:3d}/{len(wanted)}  {_line(case, result)}", flush=True)
         codes += result["codes"] + result["tied"]["codes"]
