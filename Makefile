@@ -17,8 +17,9 @@ DEMO_IMAGES := runs/demo/export/images
 
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
+PEERS := $(VENV)/.installed-peers
 
-.PHONY: help demo demo-plan test lint format types docs accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact exports bench update-constraints clean
+.PHONY: help demo demo-plan test lint format types docs accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact exports bench peers time-peers update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -109,13 +110,20 @@ bench: $(DEV) ## every figure that has a goal, beside it; most of an hour (photo
 	@echo
 	@$(PY) benchmarks/table.py
 
+# PyTorch stays out of .venv.
+peers: ## training steps beside those of Brevitas and qwix, in an environment of its own; minutes
+	@$(MAKE) --no-print-directory VENV=.venv-peers time-peers
+
+time-peers: $(PEERS)
+	@$(RUN) benchmarks/peers/compare.py
+
 update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'
 	@$(PY) -c "$$WRITE_CONSTRAINTS"
 	@echo "Wrote constraints.txt; now run: make test"
 
 clean: ## remove .venv, caches and build products; runs/ stays
-	rm -rf $(VENV) build dist site .hypothesis .pytest_cache .ruff_cache .jax_cache
+	rm -rf $(VENV) .venv-peers build dist site .hypothesis .pytest_cache .ruff_cache .jax_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CORE): pyproject.toml constraints.txt
@@ -129,6 +137,12 @@ $(DEV): pyproject.toml constraints.txt
 	@echo "Installing uniq_jax and its development tools into $(VENV); the first time takes minutes ..."
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $(CORE) $@
+
+$(PEERS): pyproject.toml constraints.txt benchmarks/peers/constraints.txt
+	@$(MAKE_VENV)
+	@echo "Installing uniq_jax and what it is compared with into $(VENV), PyTorch among it ..."
+	@$(PIP) install -c constraints.txt -c benchmarks/peers/constraints.txt -e '.[peers]'
+	@touch $@
 
 # Keeps a .venv that works; makes it anew where it is missing, half made, or its python is gone.
 # A candidate must run to count: version managers put commands on the path that only print advice.

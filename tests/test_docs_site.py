@@ -123,10 +123,11 @@ def test_a_page_may_link_to_other_sites():
 
 
 def test_the_table_of_benchmarks_is_put_in_where_there_is_one(tmp_path):
-    path = tmp_path / "results.md"
-    assert "`make bench` has not been run here" in results.table(path)
-    path.write_text("| a |\n")
-    assert results.table(path) == "| a |\n"
+    name = "benchmarks/results.md"
+    assert "`make bench` has not been run here" in results.table(tmp_path, name)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / name).write_text("| a |\n")
+    assert results.table(tmp_path, name) == "| a |\n"
     page = (DOCS / "benchmarks.md").read_text()
     assert "<!--" in page
     assert "<!--" not in results.on_page_markdown(page)

@@ -1,21 +1,24 @@
-"""The table of `make bench`, put where a page says `<!-- benchmarks/results.md -->`.
+"""Tables that benchmarks write, put where a page says `<!-- benchmarks/results.md -->`.
 
-A hook of mkdocs. Without that file, which a benchmark writes, the page says how to get it.
+A hook of mkdocs. Without such a file the page says what writes it.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
-_PLACE = "<!-- benchmarks/results.md -->"
-_FILE = Path(__file__).parents[2] / "benchmarks" / "results.md"
-_NONE = "`make bench` has not been run here. It writes this table to `benchmarks/results.md`."
+_ROOT = Path(__file__).parents[2]
+_COMMANDS = {"benchmarks/results.md": "make bench", "benchmarks/peers/results.md": "make peers"}
+_PLACE = re.compile(rf"<!-- ({'|'.join(map(re.escape, _COMMANDS))}) -->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Puts the table into a page, before it becomes HTML."""
-    return markdown.replace(_PLACE, table(_FILE))
+    """Puts the tables into a page, before it becomes HTML."""
+    return _PLACE.sub(lambda match: table(_ROOT, match[1]), markdown)
 
 
-def table(path: Path) -> str:
-    """What stands in its place."""
-    return path.read_text(encoding="utf-8") if path.is_file() else _NONE
+def table(root: Path, name: str) -> str:
+    """What stands in the place of a file, which may be missing."""
+    if (root / name).is_file():
+        return (root / name).read_text(encoding="utf-8")
+    return f"`{_COMMANDS[name]}` has not been run here. It writes this table to `{name}`."
