@@ -17,9 +17,10 @@ DEMO_IMAGES := runs/demo/export/images
 
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
+ACCELERATORS := $(VENV)/.installed-accelerators
 PEERS := $(VENV)/.installed-peers
 
-.PHONY: help demo demo-plan test lint format types docs accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact exports bench peers time-peers update-constraints clean
+.PHONY: help demo demo-plan test lint format types docs accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact exports bench accelerators compile-accelerators peers time-peers update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -68,8 +69,12 @@ docs: $(DEV) ## build the documentation, site/index.html; notebooks and pictures
 accuracy: $(DEV) ## the slow tests: whole trainings, minutes to hours
 	@$(RUN) -m pytest -m slow --durations=10
 
-accuracy-digits: $(DEV) ## the README's accuracies: digits at 2 and 1 bit, 3 seeds each
-	@$(RUN) -m pytest -q -m slow tests/test_accuracy.py
+DIGITS := $(foreach bits,2 1,$(foreach seed,0 1 2,digits_w$(bits)a$(bits)_s$(seed)))
+
+accuracy-digits: $(CORE) ## the README's accuracies on digits: 2 and 1 bit, 3 seeds each; minutes
+	@$(RUN) benchmarks/accuracy.py train $(DIGITS)
+	@$(RUN) benchmarks/accuracy.py keep $(DIGITS:%=runs/results/%)
+	@$(RUN) benchmarks/accuracy.py table
 
 cifar: $(DEV) ## two epochs of CIFAR-10, killed and resumed (needs UNIQ_JAX_SHARED)
 	@$(RUN) -m pytest -q -m slow tests/test_cifar10.py
@@ -110,6 +115,13 @@ bench: $(DEV) ## every figure that has a goal, beside it; most of an hour (photo
 	@echo
 	@$(PY) benchmarks/table.py
 
+# JAX would try to use the compilers' devices in every program of .venv.
+accelerators: ## what steps read and write on a GPU and on TPUs, from programs compiled for them; needs neither
+	@$(MAKE) --no-print-directory VENV=.venv-accelerators compile-accelerators
+
+compile-accelerators: $(ACCELERATORS)
+	@$(RUN) benchmarks/accelerators/compare.py
+
 # PyTorch stays out of .venv.
 peers: ## training steps beside those of Brevitas and qwix, in an environment of its own; minutes
 	@$(MAKE) --no-print-directory VENV=.venv-peers time-peers
@@ -123,7 +135,7 @@ update-constraints: $(DEV) ## resolve the newest dependencies anew and write con
 	@echo "Wrote constraints.txt; now run: make test"
 
 clean: ## remove .venv, caches and build products; runs/ stays
-	rm -rf $(VENV) .venv-peers build dist site .hypothesis .pytest_cache .ruff_cache .jax_cache
+	rm -rf $(VENV) .venv-accelerators .venv-peers build dist site .hypothesis .pytest_cache .ruff_cache .jax_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CORE): pyproject.toml constraints.txt
@@ -137,6 +149,12 @@ $(DEV): pyproject.toml constraints.txt
 	@echo "Installing uniq_jax and its development tools into $(VENV); the first time takes minutes ..."
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $(CORE) $@
+
+$(ACCELERATORS): pyproject.toml constraints.txt benchmarks/accelerators/constraints.txt
+	@$(MAKE_VENV)
+	@echo "Installing uniq_jax and compilers for GPUs and TPUs into $(VENV) ..."
+	@$(PIP) install -c constraints.txt -c benchmarks/accelerators/constraints.txt -e '.[accelerators]'
+	@touch $@
 
 $(PEERS): pyproject.toml constraints.txt benchmarks/peers/constraints.txt
 	@$(MAKE_VENV)

@@ -75,7 +75,7 @@ QUANTIZERS: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
 }
 
 
-def _both(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+def both(function: Callable[..., jax.Array]) -> Callable[..., Any]:
     """The value, and the gradients of all arguments."""
 
     def run(cotangent: jax.Array, *arguments: jax.Array) -> Any:
@@ -92,12 +92,12 @@ def measured(name: str, turns: int) -> list[Result]:
     x, cotangent = (jax.random.normal(key, SIZE) for key in keys)
     jit = functools.partial(jax.jit, compiler_options=compiler_options())
     forward = {"ours": jit(ours), "plain": jit(plain)}
-    both = {name: jit(_both(function)) for name, function in (("ours", ours), ("plain", plain))}
+    pairs = {name: jit(both(function)) for name, function in (("ours", ours), ("plain", plain))}
     negation = jit(lambda x: -x)
     functions = {"negation": lambda: jax.block_until_ready(negation(x))}
     for side in ("ours", "plain"):
         functions[f"forward_{side}"] = functools.partial(_call, forward[side], x, *learned)
-        functions[f"both_{side}"] = functools.partial(_call, both[side], cotangent, x, *learned)
+        functions[f"both_{side}"] = functools.partial(_call, pairs[side], cotangent, x, *learned)
     times = alternately(functions, turns=turns)
     results = []
     for what in ("forward", "both"):

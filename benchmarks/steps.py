@@ -148,12 +148,19 @@ def jitted(program: Program, *, tuned: bool = True) -> Any:
     )
 
 
-def jitted_on(mesh: Mesh, program: Program, state: TrainState) -> Any:
-    """The step on a mesh, as `uniq_jax.train.run.Run.train_step` jits it."""
+def jitted_on(mesh: Mesh, program: Program, state: TrainState, *, tuned: bool = True) -> Any:
+    """The step on a mesh, as `uniq_jax.train.run.Run.train_step` jits it.
+
+    Args:
+      mesh: of devices, or descriptions of some.
+      program: static.
+      state: arrays, or their shapes, with shardings.
+      tuned: with this package's compiler options for the platform of this process.
+    """
     placed = jax.tree.map(lambda array: array.sharding, state)
     return jax.jit(
         data_parallel.on_mesh(mesh, train_step, program),
         donate_argnums=0,
         out_shardings=(placed, sharding.replicated(mesh)),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options() if tuned else None,
     )

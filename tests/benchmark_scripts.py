@@ -7,11 +7,13 @@ import sys
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
 # Not for longer: they have names such as "input" and "compile".
-sys.path.insert(0, str(BENCHMARKS))
+_DIRECTORIES = [str(BENCHMARKS), str(BENCHMARKS / "accelerators")]
+sys.path[:0] = _DIRECTORIES
 try:
-    measure, table, collectives, scaling, steps, exact_cases = map(
-        importlib.import_module,
-        ("measure", "table", "collectives", "scaling", "steps", "exact_cases"),
+    names = "measure table collectives scaling steps exact_cases programs accuracy accuracy_runs"
+    measure, table, collectives, scaling, steps, exact_cases, programs, accuracy, accuracy_runs = (
+        map(importlib.import_module, names.split())
     )
 finally:
-    sys.path.remove(str(BENCHMARKS))
+    for directory in _DIRECTORIES:
+        sys.path.remove(directory)

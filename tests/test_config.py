@@ -12,7 +12,7 @@ from flax import nnx
 
 from uniq_jax import config as c
 from uniq_jax.nn import QuantConv
-from uniq_jax.spec import ConfigError, RunSpec, differences, to_json
+from uniq_jax.spec import ConfigError, RunSpec, differences, from_json, to_json
 from uniq_jax.train import start
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -56,7 +56,9 @@ def test_every_config_file_is_valid_and_documented(path):
     assert "python -m uniq_jax.main" in source
     # What is written to config.json comes back unchanged.
     plain = to_json(spec)
-    assert differences(json.loads(json.dumps(plain)), plain) == []
+    read = json.loads(json.dumps(plain))
+    assert differences(read, plain) == []
+    assert from_json(read) == spec
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

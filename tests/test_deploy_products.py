@@ -61,6 +61,32 @@ def test_grouped_convolutions(activation, channels, outputs, groups):
     check(node, (2, 6, 7, channels), (3, 3, channels // groups, outputs))
 
 
+@pytest.mark.parametrize(("channels", "outputs", "groups"), [(4, 8, 4), (6, 4, 2), (24, 5, 1)])
+def test_products_of_windows_are_convolutions(channels, outputs, groups):
+    """Which is what they stand in for on GPUs."""
+    node = convolution((8, 0.0), (8, 127.5), groups=groups, dilation=(1, 2))
+    rng = np.random.default_rng(0)
+    shapes = (2, 6, 7, channels), (3, 3, channels // groups, outputs)
+    operands = [jnp.asarray(rng.integers(-128, 128, shape), jnp.int8) for shape in shapes]
+    found = products._product_of_windows(node, *operands)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, products.multiply(node, *operands, jnp.int32))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_programs_for_gpus_have_no_integer_convolution(groups):
+    node = convolution((8, 0.0), (8, 127.5), groups=groups)
+    # Large enough that a CPU convolves.
+    shapes = (2, 32, 32, 64), (3, 3, 64 // groups, 8)
+    operands = [jax.ShapeDtypeStruct(shape, jnp.int8) for shape in shapes]
+    product = jax.jit(lambda *both: products.integer_product(node, *both)).trace(*operands)
+    counts = {
+        platform: product.lower(lowering_platforms=(platform,)).as_text().count("convolution(")
+        for platform in ("cpu", "cuda", "rocm", "tpu")
+    }
+    assert counts == {"cpu": 1, "cuda": 0, "rocm": 0, "tpu": 1}
+
+
 def test_other_layouts():
     check(convolution((8, 0.0), (8, 127.5), NCHW), (2, 3, 5, 6), (3, 3, 3, 4))
     check(convolution((1, 0.0), (1, 0.5), NCHW), (2, 3, 5, 6), (3, 3, 3, 4))

@@ -1,5 +1,6 @@
 """The sums of N2UQ's gradient: walked in chunks, or whole; on one device, or on several."""
 
+import functools
 import itertools
 import os
 import pathlib
@@ -67,15 +68,22 @@ def small_chunks(monkeypatch):
 @pytest.mark.parametrize(
     ("shape", "n"), [*((shape, 7) for shape in SHAPES), ((4, 64), 1), ((), 31)], ids=str
 )
-def test_chunked_equals_whole(shape, n, small_chunks):
+@pytest.mark.parametrize(
+    "form",
+    [
+        interval_sums._chunked,
+        interval_sums._whole,
+        functools.partial(interval_sums._whole, most_apart=100),
+    ],
+    ids=["chunked", "one reduction", "reductions apart"],
+)
+def test_every_form_has_the_sums_of_the_docstring(form, shape, n, small_chunks):
     arguments = _arguments(shape, n)
     with jax.enable_x64(True):
-        chunked = jax.jit(interval_sums._chunked)(*arguments)
-        whole = jax.jit(interval_sums._whole)(*arguments)
-    for name, a, b, expected in zip(NAMES, chunked, whole, _expected(*arguments)):
-        assert a.shape == b.shape == np.shape(expected), name
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=name)
-        np.testing.assert_allclose(b, expected, rtol=1e-12, atol=1e-12, err_msg=name)
+        found = jax.jit(form)(*arguments)
+    for name, a, expected in zip(NAMES, found, _expected(*arguments)):
+        assert a.shape == np.shape(expected), name
+        np.testing.assert_allclose(a, expected, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
 def test_the_walk_is_taken(small_chunks):

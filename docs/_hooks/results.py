@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parents[2]
-_COMMANDS = {"benchmarks/results.md": "make bench", "benchmarks/peers/results.md": "make peers"}
+_COMMANDS = {
+    "benchmarks/results.md": "make bench",
+    "benchmarks/peers/results.md": "make peers",
+    "benchmarks/accelerators/results.md": "make accelerators",
+}
 _PLACE = re.compile(rf"<!-- ({'|'.join(map(re.escape, _COMMANDS))}) -->")
 
 

@@ -9,6 +9,7 @@ where only 8-bit grids have shifts g and k.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -119,21 +120,38 @@ def _pad_config(node: Node) -> list[tuple[int, int, int]]:
 
 def _product(node: Node, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Σa'b', int32."""
-    if _is_convolution(node) and _is_plain(node):
-        inputs, outputs = kernel.shape[2:]
-        if inputs == 1 and outputs == node["feature_group_count"] > 1:
-            return _depthwise(node, x, kernel)
-        if node["feature_group_count"] == 1 and _is_for_windows(node, x, kernel):
-            windows = _windows(node, x, kernel)
-            rows = windows.reshape(-1, windows.shape[-1])
-            matrix = kernel.reshape(-1, outputs)
-            sums = lax.dot_general(rows, matrix, _MATRICES, preferred_element_type=jnp.int32)
-            return sums.reshape(*windows.shape[:-1], outputs)
-    return multiply(node, x, kernel, jnp.int32)
+    if not (_is_convolution(node) and _is_plain(node)):
+        return multiply(node, x, kernel, jnp.int32)
+    inputs, outputs = kernel.shape[2:]
+    convolve = functools.partial(multiply, node, dtype=jnp.int32)
+    of_windows = functools.partial(_product_of_windows, node)
+    if inputs == 1 and outputs == node["feature_group_count"] > 1:
+        on_cpu = on_gpu = functools.partial(_depthwise, node)
+    else:
+        on_cpu = of_windows if _is_for_windows(node, x, kernel) else convolve
+        on_gpu = of_windows  # XLA:GPU has no convolution with int32 results.
+    # XLA:TPU convolves int8, and its compiler fails on some strided parts of it, as windows have.
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=convolve)
+
+
+def _product_of_windows(node: Node, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A plain convolution as the matrix product of its windows, int32; one for each group."""
+    groups, inputs, outputs = node["feature_group_count"], *kernel.shape[2:]
+    windows = _windows(node, x, kernel)
+    if groups == 1:
+        rows = windows.reshape(-1, windows.shape[-1])
+        matrix = kernel.reshape(-1, outputs)
+        sums = lax.dot_general(rows, matrix, _MATRICES, preferred_element_type=jnp.int32)
+    else:
+        taps = kernel.shape[0] * kernel.shape[1]
+        rows = windows.reshape(-1, taps, groups, inputs)
+        matrices = kernel.reshape(taps, inputs, groups, -1)
+        sums = jnp.einsum("rtgi,tigo->rgo", rows, matrices, preferred_element_type=jnp.int32)
+    return sums.reshape(*windows.shape[:-1], outputs)
 
 
 def _is_for_windows(node: Node, x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether the matrix product of windows is the faster form of a plain convolution."""
+    """Whether a CPU is faster with the matrix product of windows of a plain convolution."""
     height, width, inputs, _ = kernel.shape
     if height == width == 1 or inputs <= _FEW_CHANNELS:
         return True

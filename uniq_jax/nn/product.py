@@ -76,6 +76,10 @@ def product(
         quantized = quantize(inputs, activation[1])
     if weight is not None:
         kernel = weight[0].quantize(kernel, weight[1])
+        if kernel.ndim > 2:
+            # XLA:GPU tells the gradient of a convolution's input by its mirrored kernel, but moves
+            # the mirroring into the quantizer, and then convolves a cotangent dilated in memory.
+            kernel = jax.lax.optimization_barrier(kernel)
     return multiply(quantized, kernel.astype(inputs.dtype), preferred_element_type=dtype)
 
 

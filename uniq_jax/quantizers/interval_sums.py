@@ -1,10 +1,13 @@
 """The sums that the generalized straight-through gradient needs, in one pass over the array.
 
 Written naively this is one masked reduction for every threshold and sum, each of which reads the
-whole array again. XLA fuses them on accelerators; on CPU it does not, so there the array is walked
-once in chunks that fit the cache, and the sums are kept elementwise until the end.
+whole array again. On CPU the array is walked once in chunks that fit the cache, and the sums are
+kept elementwise until the end. On accelerators XLA fuses the masks into the reductions; how many of
+these it fuses into one pass depends on how they are written (`benchmarks/accelerators.py` counts
+the bytes).
 """
 
+import functools
 import math
 
 import jax
@@ -12,6 +15,10 @@ import jax.numpy as jnp
 
 # Elements of one chunk: some arrays of this size at a time stay in a core's cache.
 _CHUNK = 16 * 1024
+
+# So many reductions XLA:TPU fuses into one pass, together with the gradient of u; more of them only
+# as one reduction of many operands, which is a pass of its own.
+_FUSED_ON_TPU = 8
 
 
 def interval_gradients(
@@ -40,28 +47,33 @@ def interval_gradients(
       Σ g · code (); Σ g · slope · x ().
     """
     return jax.lax.platform_dependent(
-        x, cotangent, input_scale, edges, thresholds, slopes, cpu=_chunked, default=_whole
+        x,
+        cotangent,
+        input_scale,
+        edges,
+        thresholds,
+        slopes,
+        cpu=_chunked,
+        tpu=functools.partial(_whole, most_apart=_FUSED_ON_TPU),
+        default=_whole,
     )
 
 
-def _whole(x, cotangent, input_scale, edges, thresholds, slopes):
-    column = (slice(None),) + (None,) * x.ndim
-    u = input_scale * x
-    in_segment = (u > edges[:-1][column]) & (u <= edges[1:][column])
-    grad = jnp.where(in_segment, cotangent, 0)
-    # Outside its segment u may be infinite: choose before multiplying.
-    moment = grad * jnp.where(in_segment, u - edges[:-1][column], 0)
-    grad_u = jnp.sum(grad * slopes[column], axis=0)
-    code = jnp.sum((u > thresholds[column]).astype(x.dtype), axis=0)
-    inside = (u > edges[0]) & (u <= edges[-1])
-    axes = tuple(range(1, x.ndim + 1))
-    return (
-        grad_u,
-        jnp.sum(grad, axis=axes),
-        jnp.sum(moment, axis=axes),
-        jnp.sum(cotangent * code),
-        jnp.sum(grad_u * jnp.where(inside, x, 0)),
-    )
+def _whole(x, cotangent, input_scale, edges, thresholds, slopes, *, most_apart: int = 0):
+    """All sums of the whole array, as one reduction where they are more than `most_apart`."""
+    n = slopes.size
+    grad_u, terms = _terms(x, cotangent, input_scale, edges, thresholds, slopes)
+    if len(terms) <= most_apart:
+        sums = [jnp.sum(term) for term in terms]
+    else:
+        sums = jax.lax.reduce(
+            terms,
+            tuple(jnp.zeros((), term.dtype) for term in terms),
+            lambda totals, more: tuple(map(jnp.add, totals, more)),
+            tuple(range(x.ndim)),
+        )
+    sums = jnp.stack(sums)
+    return grad_u, sums[:n], sums[n : 2 * n], sums[-2], sums[-1]
 
 
 def _chunked(x, cotangent, input_scale, edges, thresholds, slopes):

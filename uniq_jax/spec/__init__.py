@@ -6,6 +6,7 @@ Field names are the config's keys; `uniq_jax.config` builds these from a ConfigD
 from uniq_jax.spec.checks import ConfigError as ConfigError
 from uniq_jax.spec.checks import check as check
 from uniq_jax.spec.plain import differences as differences
+from uniq_jax.spec.plain import from_json as from_json
 from uniq_jax.spec.plain import to_json as to_json
 from uniq_jax.spec.sections import DataSpec as DataSpec
 from uniq_jax.spec.sections import ExportSpec as ExportSpec

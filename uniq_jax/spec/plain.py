@@ -4,7 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from uniq_jax.spec.sections import RunSpec
+from uniq_jax.spec.sections import (
+    DataSpec,
+    ExportSpec,
+    LossSpec,
+    ModelSpec,
+    OptimizerSpec,
+    OscillationSpec,
+    PhaseSpec,
+    RunSpec,
+)
 
 
 def to_json(spec: RunSpec) -> dict[str, Any]:
@@ -18,6 +27,32 @@ def to_json(spec: RunSpec) -> dict[str, Any]:
         return value
 
     return plain(dataclasses.asdict(spec))
+
+
+def from_json(values: Mapping[str, Any]) -> RunSpec:
+    """The spec that `to_json` gave, as read from a run's config.json.
+
+    Raises:
+      TypeError: if a key is missing or unknown, as in a file of another version.
+    """
+
+    def phase(section: Mapping[str, Any]) -> PhaseSpec:
+        inner = {
+            "optimizer": OptimizerSpec(**section["optimizer"]),
+            "loss": LossSpec(**section["loss"]),
+            "oscillation": OscillationSpec(**section["oscillation"]),
+        }
+        return PhaseSpec(**{**section, **inner})
+
+    data = values["data"]
+    data = {**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])}
+    sections = {
+        "data": DataSpec(**data),
+        "model": ModelSpec(**values["model"]),
+        "phases": tuple(map(phase, values["phases"])),
+        "export": ExportSpec(**values["export"]),
+    }
+    return RunSpec(**{**values, **sections})
 
 
 def differences(old: Any, new: Any, prefix: str = "config") -> list[str]:

@@ -127,7 +127,7 @@ def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]
     """
     _check_workdir(spec, workdir)
     run = Run(spec, functools.partial(say, console))
-    phase, _, state = _newest(run, workdir, console)
+    phase, _, state = newest(run, workdir, console)
     return run.evaluator(run.program(phase))(*state.evaluated)
 
 
@@ -147,7 +147,7 @@ def export(spec: RunSpec, workdir: Path, console: Console) -> exports.Exported |
     exports.check_installed(spec.export)
     _check_workdir(spec, workdir)
     run = Run(spec, functools.partial(say, console))
-    phase, step, state = _newest(run, workdir, console)
+    phase, step, state = newest(run, workdir, console)
     if phase.is_float:
         raise ValueError(
             f"workdir (={str(workdir)!r}) holds no quantized network to export: its newest "
@@ -158,7 +158,7 @@ def export(spec: RunSpec, workdir: Path, console: Console) -> exports.Exported |
     return exports.write(run, phase, step, frozen.freeze(run, phase, state), workdir)
 
 
-def _newest(run: Run, workdir: Path, console: Console) -> tuple[PhaseSpec, int, TrainState]:
+def newest(run: Run, workdir: Path, console: Console) -> tuple[PhaseSpec, int, TrainState]:
     """The last phase that has a checkpoint; the newest one's step and state."""
     for phase in reversed(run.spec.phases):
         directory = workdir / phase.name / "checkpoints"
