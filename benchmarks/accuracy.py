@@ -43,6 +43,7 @@ def keep(workdir: pathlib.Path, results: pathlib.Path = RESULTS) -> dict[str, An
     directory.mkdir(parents=True, exist_ok=True)
     for name in _KEPT:
         shutil.copyfile(workdir / name, directory / name)
+    shorten(directory / "metrics.jsonl")
     path = directory / "result.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     del result["files"]  # They are not here.
@@ -53,6 +54,13 @@ def keep(workdir: pathlib.Path, results: pathlib.Path = RESULTS) -> dict[str, An
     text = json.dumps(found, indent=1) + "\n"
     (directory / "frozen.json").write_text(text, encoding="utf-8")
     return found
+
+
+def shorten(metrics: pathlib.Path) -> None:
+    """Leaves loss, accuracy and rate: measurements of layers are nine tenths of the file."""
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if "layers" not in json.loads(line)]
+    metrics.write_text("".join(kept), encoding="utf-8")
 
 
 def frozen(workdir: pathlib.Path) -> dict[str, Any]:

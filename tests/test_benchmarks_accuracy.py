@@ -41,6 +41,9 @@ def test_a_kept_run_has_the_same_accuracy_as_integers(run, results):
     kept = accuracy.Kept.read(results / "small")
     trained = json.loads((run / "result.json").read_text())
     assert kept.result == {key: value for key, value in trained.items() if key != "files"}
+    metrics = (results / "small" / "metrics.jsonl").read_text().splitlines()
+    assert any("test_accuracy" in json.loads(line) for line in metrics)
+    assert not any("layers" in json.loads(line) for line in metrics)
     found = kept.frozen
     assert found["accuracy"] == found["integer_accuracy"] == trained["test_accuracy"]
     assert (found["class_mismatches"], found["mismatching_codes"], found["images"]) == (0, 0, 64)
@@ -185,5 +188,5 @@ def test_what_is_kept_holds_together(directory):
     assert abs(kept.frozen["accuracy"] - kept.result["test_accuracy"]) < 0.003
     assert kept.name.endswith(f"_s{kept.config['seed']}")
     for path in directory.iterdir():
-        assert path.stat().st_size < 300_000, path
+        assert path.stat().st_size < 50_000, path
         assert str(ROOT) not in path.read_text(encoding="utf-8"), path
