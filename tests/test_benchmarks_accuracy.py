@@ -148,6 +148,8 @@ def test_trainings_run_side_by_side_and_end_with_a_signal(tmp_path):
     assert not (tmp_path / "runs/results/d").exists()
 
 
+# Of ml_collections, which imports config files.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_runs_are_ones_that_main_takes():
     """Each config can be had, and is told only what it knows."""
     from absl import flags
@@ -157,9 +159,9 @@ def test_runs_are_ones_that_main_takes():
 
     for name, arguments in accuracy_runs.RUNS.items():
         values = flags.FlagValues()
-        holder = config_flags.DEFINE_config_file("config", flag_values=values)
-        paths = [a.replace("configs/", f"{ROOT}/configs/", 1) for a in arguments]
-        values([name, *paths])
+        command = [name, *(a.replace("configs/", f"{ROOT}/configs/", 1) for a in arguments)]
+        holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
+        values(command)
         spec = c.run_spec(holder.value)
         assert f"w{spec.phases[-1].weight_bits}a{spec.phases[-1].activation_bits}" in name
         assert name.endswith(f"_s{spec.seed}")

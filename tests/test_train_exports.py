@@ -86,7 +86,7 @@ def test_predictions_are_those_of_evaluation_bit_for_bit(trained):
     run = Run(c.run_spec(config_of()))
     (phase,) = run.spec.phases
     program = run.program(phase)
-    _, _, state = loop._newest(run, workdir, console())
+    _, _, state = loop.newest(run, workdir, console())
 
     @jax.jit
     def evaluated(params, statistics, images):
