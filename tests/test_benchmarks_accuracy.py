@@ -15,16 +15,15 @@ KEPT = sorted(path.parent for path in (ROOT / "results").glob("*/frozen.json"))
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, quick_compilation):
     """A finished run of a few steps."""
     workdir = tmp_path_factory.mktemp("runs") / "small"
     arguments = ["--config=configs/cifar10_resnet20_w2a2.py:smoke=True", f"--workdir={workdir}"]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     subprocess.run(
         [sys.executable, "-m", "uniq_jax.main", *arguments, "--config.export.formats="],
         check=True,
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, **quick_compilation},
         capture_output=True,
     )
     return workdir
@@ -151,11 +150,12 @@ def test_trainings_run_side_by_side_and_end_with_a_signal(tmp_path):
 # Of ml_collections, which imports config files.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_runs_are_ones_that_main_takes():
-    """Each config can be had, and is told only what it knows."""
+    """Each config can be had, is told only what it knows, and is that of what was kept."""
     from absl import flags
     from ml_collections import config_flags
 
     from uniq_jax import config as c
+    from uniq_jax.spec import differences, to_json
 
     for name, arguments in accuracy_runs.RUNS.items():
         values = flags.FlagValues()
@@ -167,6 +167,12 @@ def test_runs_are_ones_that_main_takes():
         assert name.endswith(f"_s{spec.seed}")
         assert name.startswith(spec.data.name)
         assert ("teacher" in name) == bool(spec.phases[-1].loss.teacher)
+        kept = ROOT / "results" / name / "config.json"
+        assert kept.is_file(), f"{name} has no results; or is not to be a run"
+        # The table is of these runs: how often one logs and saves is all that may differ.
+        then, now = json.loads(kept.read_text()), to_json(spec)
+        for key in ("data", "model", "phases", "init_from", "seed"):
+            assert differences(then[key], now[key], f"{name}: {key}") == []
 
 
 def test_readme_has_the_table_of_the_results(tmp_path):

@@ -73,9 +73,10 @@ def test_products_of_windows_are_convolutions(channels, outputs, groups):
     np.testing.assert_array_equal(found, products.multiply(node, *operands, jnp.int32))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("groups", [1, 2])
-def test_programs_for_gpus_have_no_integer_convolution(groups):
-    node = convolution((8, 0.0), (8, 127.5), groups=groups)
+def test_programs_for_gpus_have_no_integer_convolution(activation, groups):
+    node = convolution(activation, (8, 127.5), groups=groups)
     # Large enough that a CPU convolves.
     shapes = (2, 32, 32, 64), (3, 3, 64 // groups, 8)
     operands = [jax.ShapeDtypeStruct(shape, jnp.int8) for shape in shapes]
@@ -84,7 +85,8 @@ def test_programs_for_gpus_have_no_integer_convolution(groups):
         platform: product.lower(lowering_platforms=(platform,)).as_text().count("convolution(")
         for platform in ("cpu", "cuda", "rocm", "tpu")
     }
-    assert counts == {"cpu": 1, "cuda": 0, "rocm": 0, "tpu": 1}
+    assert counts["cuda"] == counts["rocm"] == 0
+    assert min(counts["cpu"], counts["tpu"]) > 0
 
 
 def test_other_layouts():

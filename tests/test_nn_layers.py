@@ -173,7 +173,7 @@ def value_and_gradients(function, arrays, x):
     return value, gradients[0], gradients[1]
 
 
-def check(case, *, tolerance=5e-6, mode="train"):
+def check(case, *, tolerance=2e-6, mode="train"):
     """Values and gradients of the layer are those of `reference`, and its evaluation is near."""
 
     @jax.jit
@@ -207,6 +207,8 @@ def check(case, *, tolerance=5e-6, mode="train"):
         gradient = got[2] if name == "x" else got[1][name]
         assert np.any(wanted_gradient != 0), f"{name}: the reference says nothing"
         atol = tolerance * np.abs(wanted_gradient).max()
+        if np.size(gradient) == 1:
+            atol *= 3  # A step's is a sum of many terms that cancel, in another order.
         np.testing.assert_allclose(gradient, wanted_gradient, rtol=0, atol=atol, err_msg=name)
     return got
 

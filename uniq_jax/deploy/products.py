@@ -8,6 +8,7 @@ Operands of the latter are int8 (`uniq_jax.deploy.integers.Form`) with int32 sum
 where only 8-bit grids have shifts g and k.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 from uniq_jax.deploy import integers, popcount
 from uniq_jax.deploy.graph import Node
@@ -75,8 +77,10 @@ def integer_product(node: Node, x: jax.Array, kernel: jax.Array) -> jax.Array:
     if second.shift:
         total = total + first.factor * second.shift * _sums_of_inputs(node, x, kernel)
     if first.shift:
-        # At once where the kernel is known: the compiler would take minutes to fold it.
-        with jax.ensure_compile_time_eval():
+        # At once where the kernel is known: the compiler would take minutes to fold it. Where it is
+        # an argument, the form of its product is that of the platform which is compiled for.
+        is_known = not isinstance(kernel, Tracer)
+        with jax.ensure_compile_time_eval() if is_known else contextlib.nullcontext():
             ones = jnp.ones(ones_shape, jnp.int8)
             constant = first.shift * second.factor * _product(node, ones, kernel)
             if second.shift:
