@@ -6,6 +6,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # XLA allocates its memory anew in every step; huge pages halve what that costs on a CPU.
 RUN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PY)
+# What trains one network, or times one, keeps its memory too.
+TRAIN := . launch/malloc.sh; $(PY)
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 
 # The interpreter of a new .venv, such as PYTHON=python3.12; empty: the first that
@@ -29,7 +31,7 @@ help: ## list the targets
 
 demo: demo-plan $(CORE) ## train, quantize, freeze and try a small network on the digits (2-bit, minutes on a CPU)
 	@if [ -f runs/demo/result.json ]; then rm -rf runs/demo; fi
-	@$(RUN) -m uniq_jax.main --config=configs/digits_w2a2.py --workdir=runs/demo
+	@$(TRAIN) -m uniq_jax.main --config=configs/digits_w2a2.py --workdir=runs/demo
 	@echo
 	@echo "What the integer network sees in test images it was not trained on:"
 	@echo "    $(PY) -m uniq_jax.predict --top=2 --benchmark $(DEMO_MODEL) $(DEMO_IMAGES)"
@@ -72,7 +74,7 @@ accuracy: $(DEV) ## the slow tests: whole trainings, minutes to hours
 DIGITS := $(foreach bits,2 1,$(foreach seed,0 1 2,digits_w$(bits)a$(bits)_s$(seed)))
 
 accuracy-digits: $(CORE) ## the README's accuracies on digits: 2 and 1 bit, 3 seeds each; minutes
-	@$(RUN) benchmarks/accuracy.py train $(DIGITS)
+	@$(TRAIN) benchmarks/accuracy.py train $(DIGITS)
 	@$(RUN) benchmarks/accuracy.py keep $(DIGITS:%=runs/results/%)
 	@$(RUN) benchmarks/accuracy.py table
 
@@ -105,9 +107,9 @@ exact: $(DEV) ## frozen networks against training, code by code: every method, w
 	@$(RUN) benchmarks/exact.py --data_dir=runs/tfds --jobs=2
 
 bench: $(DEV) ## every figure that has a goal, beside it; most of an hour (photos need UNIQ_JAX_SHARED)
-	@$(RUN) benchmarks/inference.py
-	@$(RUN) benchmarks/train_step.py
-	@$(RUN) benchmarks/quantizers.py
+	@$(TRAIN) benchmarks/inference.py
+	@$(TRAIN) benchmarks/train_step.py
+	@$(TRAIN) benchmarks/quantizers.py
 	@photos="$${UNIQ_JAX_SHARED:-../shared}/data/imagenet_fullres"; \
 	if [ -d "$$photos" ]; then \
 	    $(RUN) benchmarks/input.py "$$photos" --results=benchmarks/results.json; \

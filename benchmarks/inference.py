@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 from measure import RESULTS, Result, alternately, keep
 
-from uniq_jax import calibrate, deploy, models
+from uniq_jax import calibrate, deploy, models, quantize, rules
 from uniq_jax.deploy.onnx_export import to_onnx
 from uniq_jax.deploy.trace import trace
 
@@ -43,10 +43,13 @@ def images(count: int = 1) -> np.ndarray:
 @functools.cache
 def model(family: str, method: str | None, bits: int | None) -> Any:
     """A network in evaluation; float without a method."""
-    options = UNIQ if family == "uniq" else N2UQ
-    if method is not None:
+    options = N2UQ if family == "n2uq" else UNIQ
+    if method is not None and family != "binary_shortcuts":
         options = {**options, "method": method, "weight_bits": bits, "activation_bits": bits}
     made: Any = models.create(**options, num_classes=1000, rngs=nnx.Rngs(0))
+    if family == "binary_shortcuts":
+        # UniQ keeps shortcuts float at one bit: no path is one of theirs.
+        quantize(made, rules.uniq(weight_bits=1, activation_bits=1, shortcut="(?!)"))
     if method is not None:
         calibrate(made, [images(2)])
     made.eval()
@@ -138,6 +141,12 @@ PAIRS: dict[str, tuple[float | None, str, Callable[[], Run], Callable[[], Run]]]
         "OpenVINO, UniQ W1A1: float / BinaryConvolution, exact",
         lambda: openvino(float_onnx("uniq")),
         lambda: openvino_file("uniq", "uniq", 1, True),
+    ),
+    "int_openvino_binary_shortcuts": (
+        None,
+        "OpenVINO, the same with binary shortcuts: float / BinaryConvolution, exact",
+        lambda: openvino(float_onnx("uniq")),
+        lambda: openvino_file("binary_shortcuts", "uniq", 1, True),
     ),
     "int_ort_uniq": (
         2.2,

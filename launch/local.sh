@@ -25,7 +25,7 @@ if [ $# -eq 0 ]; then
     usage >&2
     exit 2
 fi
-# XLA allocates its memory anew in every step; huge pages make that cheaper on a CPU.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+# shellcheck source=launch/malloc.sh
+. "$root/launch/malloc.sh"
 "${run[@]}" "${PYTHON:-$root/.venv/bin/python}" -m uniq_jax.main "$@"
 echo

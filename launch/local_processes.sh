@@ -44,11 +44,13 @@ done
 [[ "$port" =~ ^[1-9][0-9]*$ ]] || fail "--port must be a positive number"
 [ $# -gt 0 ] || fail "the arguments of uniq_jax.main are missing, after --"
 
+# shellcheck source=launch/malloc.sh
+. "$root/launch/malloc.sh"
 pids=()
 # A signal to the script is one to every process.
 trap 'for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done' TERM INT
 for ((i = 0; i < processes; i++)); do
-    command=(env "GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}")
+    command=(env "GLIBC_TUNABLES=$GLIBC_TUNABLES")
     if [ -n "$cpu_devices" ]; then
         flags="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$cpu_devices"
         command+=(JAX_PLATFORMS=cpu "XLA_FLAGS=$flags")

@@ -118,6 +118,8 @@ def test_local_processes():
         "JAX_PLATFORMS=cpu",
         "XLA_FLAGS=--a --xla_force_host_platform_device_count=3",
     ]
+    words = shlex.split(dry_run("local_processes.sh", "--processes=1", GLIBC_TUNABLES=""))
+    assert "glibc.malloc.mmap_max=0" in words[1].partition("=")[2].split(":")
 
 
 @pytest.mark.parametrize("codes", [(0, 0), (0, 7), (5, 0)])
