@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 # XLA allocates its memory anew in every step; huge pages halve what that costs on a CPU.
 RUN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PY)
 # What trains one network, or times one, keeps its memory too.
-TRAIN := . launch/malloc.sh; $(PY)
+TRAIN := . launch/malloc.env; $(PY)
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 
 # The interpreter of a new .venv, such as PYTHON=python3.12; empty: the first that

@@ -25,7 +25,7 @@ if [ $# -eq 0 ]; then
     usage >&2
     exit 2
 fi
-# shellcheck source=launch/malloc.sh
-. "$root/launch/malloc.sh"
+# shellcheck source=launch/malloc.env
+. "$root/launch/malloc.env"
 "${run[@]}" "${PYTHON:-$root/.venv/bin/python}" -m uniq_jax.main "$@"
 echo

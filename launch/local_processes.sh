@@ -44,8 +44,8 @@ done
 [[ "$port" =~ ^[1-9][0-9]*$ ]] || fail "--port must be a positive number"
 [ $# -gt 0 ] || fail "the arguments of uniq_jax.main are missing, after --"
 
-# shellcheck source=launch/malloc.sh
-. "$root/launch/malloc.sh"
+# shellcheck source=launch/malloc.env
+. "$root/launch/malloc.env"
 pids=()
 # A signal to the script is one to every process.
 trap 'for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done' TERM INT
