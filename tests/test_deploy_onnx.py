@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from test_deploy_freeze import images, network, unsettled
 
-from uniq_jax import deploy
+from uniq_jax import calibrate, deploy, models
 from uniq_jax import nn as qnn
 from uniq_jax.deploy import onnx_arithmetic, onnx_levels
 from uniq_jax.deploy.graph import Graph, Node
@@ -243,6 +243,19 @@ def test_depthwise_layers_and_signed_inputs(tmp_path, mobilenet, form):
         transposed = made[pool.input[0]]
         assert made[transposed.input[0]].op_type == "MatMulIntegerToFloat"
         assert np.any(np.asarray(mobilenet.arrays["constant3"]) < 0)
+
+
+def test_no_factor_moves_into_a_convolution_of_floats(tmp_path):
+    """As ONNX Runtime would do it with the 8-bit layers, whose levels no int8 holds."""
+    options = {"method": "uniq", "weight_bits": 8, "activation_bits": 8}
+    model = models.create("resnet8", num_classes=10, rngs=nnx.Rngs(0), **options)
+    batch = np.random.default_rng(0).normal(size=(16, *SHAPE)).astype(np.float32)
+    calibrate(model, [batch])
+    frozen = deploy.freeze(model, SHAPE)
+    deploy.export_onnx(frozen, tmp_path / "model.onnx", form="integer")
+    found = deploy.compare_onnx(frozen, tmp_path / "model.onnx", [batch])
+    assert found.codes > 100_000
+    assert found.mismatches == 0, found.layers
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 A layer gathers the window of every pixel (Pad, Slice, Concat) as uint8 and multiplies it with the
 int8 kernel by ONNX Runtime's MatMulIntegerToFloat, which rounds `sum * scale` once. Every float32
-operation of the frozen network is kept, in its order; ONNX Runtime runs each alone, so that nothing
-is joined. Thresholds are comparisons, or a formula that is proved to have their codes.
+operation of the frozen network is kept, in its order; ONNX Runtime runs each alone, but for factors
+behind convolutions of floats, which a Max keeps apart. Thresholds are comparisons, or a formula that is proved to have their codes.
 """
 
 from collections.abc import Mapping
@@ -59,8 +59,15 @@ def _maximum(emitter: Emitter, node: Node) -> None:
 
 def _rescale(emitter: Emitter, node: Node) -> None:
     name = node.inputs[0]
-    value = emitter.read(name) if _follower(emitter, name) is node else rescaled(emitter, node)
-    emitter.put(node.name, value, emitter.layout(name))
+    layout = emitter.layout(name)
+    if _follower(emitter, name) is node:
+        emitter.put(node.name, emitter.read(name), layout)
+        return
+    if name not in emitter.int32:
+        # ONNX Runtime would multiply a convolution's kernel with the factor, and round it there.
+        apart = emitter.make("Max", emitter.read(name), emitter.make.constant(LOWEST))
+        emitter.put(name, apart, layout)
+    emitter.put(node.name, rescaled(emitter, node), layout)
 
 
 def _follower(emitter: Emitter, product: str) -> Node | None:
