@@ -3,8 +3,8 @@
 A layer gathers the window of every pixel (Pad, Slice, Concat) as uint8 and multiplies it with the
 int8 kernel by ONNX Runtime's MatMulIntegerToFloat, which rounds `sum * scale` once. Every float32
 operation of the frozen network is kept, in its order; ONNX Runtime runs each alone, but for factors
-behind convolutions of floats, which a Max keeps apart. Thresholds are comparisons, or a formula that
-is proved to have their codes.
+behind convolutions of floats, which a Max keeps apart. Thresholds are comparisons, or a formula
+that is proved to have their codes.
 """
 
 from collections.abc import Mapping
