@@ -47,9 +47,9 @@ def model(family: str, method: str | None, bits: int | None) -> Any:
     if method is not None and family != "binary_shortcuts":
         options = {**options, "method": method, "weight_bits": bits, "activation_bits": bits}
     made: Any = models.create(**options, num_classes=1000, rngs=nnx.Rngs(0))
-    if family == "binary_shortcuts":
-        # UniQ keeps shortcuts float at one bit: no path is one of theirs.
-        quantize(made, rules.uniq(weight_bits=1, activation_bits=1, shortcut="(?!)"))
+    if family == "binary_shortcuts" and bits is not None:
+        # The preset keeps shortcuts float at one bit; here no path is one of theirs.
+        quantize(made, rules.uniq(weight_bits=bits, activation_bits=bits, shortcut="(?!)"))
     if method is not None:
         calibrate(made, [images(2)])
     made.eval()

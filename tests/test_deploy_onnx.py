@@ -248,7 +248,7 @@ def test_depthwise_layers_and_signed_inputs(tmp_path, mobilenet, form):
 def test_no_factor_moves_into_a_convolution_of_floats(tmp_path):
     """As ONNX Runtime would do it with the 8-bit layers, whose levels no int8 holds."""
     options = {"method": "uniq", "weight_bits": 8, "activation_bits": 8}
-    model = models.create("resnet14", num_classes=10, rngs=nnx.Rngs(0), **options)
+    model = models.create("resnet8", num_classes=10, rngs=nnx.Rngs(0), **options)
     batch = np.random.default_rng(0).uniform(size=(16, *SHAPE)).astype(np.float32)
     calibrate(model, [batch])
     frozen = deploy.freeze(model, SHAPE)
