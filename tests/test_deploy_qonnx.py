@@ -1,10 +1,14 @@
 """Exported networks in QONNX's own interpreter."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from frozen_networks import answers, images, small
+from flax import nnx
+from frozen_networks import SHAPE, answers, images, small
 
-from uniq_jax import deploy
+import uniq_jax
+from uniq_jax import deploy, rules
+from uniq_jax.exact import exact_mean
 from uniq_jax.nn import N2uqActivation, N2uqWeight, UniqActivation, UniqWeight
 
 pytest.importorskip("qonnx", reason="needs the extra uniq_jax[qonnx]")
@@ -66,3 +70,44 @@ def test_few_codes_differ_in_the_form_of_values(weight, activation, tmp_path):
     assert different <= total / 1000
     logits, _ = answers(network, COUNT)
     assert np.mean(values["logits"].argmax(1) == logits.argmax(1)) >= 0.9
+
+
+@pytest.mark.parametrize("weight", [UniqWeight(8), N2uqWeight(8)])
+def test_sums_beyond_the_integers_of_float32_are_rounded_once(weight, tmp_path):
+    network = wide(weight)
+    products = [node for node in network.graph.nodes if node.operation == "integer_product"]
+    (product,) = [node for node in products if node.layer == "conv2"]
+    values, operations = executed(network, tmp_path / "levels.onnx", levels=True)
+    sums = values[f"{product.name}_digit1_sum"]
+    assert sums.dtype == np.int32
+    assert np.any(np.float32(sums).astype(np.int32) != sums)
+    assert operations.count("IntQuant") == 4
+    assert mismatches(network, values)[0] == 0
+    np.testing.assert_array_equal(values["logits"], answers(network, COUNT)[0])
+
+
+def wide(weight):
+    """A network whose second layer has large sums: its weights and inputs are far from zero."""
+
+    class Wide(nnx.Module):
+        def __init__(self, rngs):
+            self.conv1 = nnx.Conv(3, 256, (3, 3), rngs=rngs)
+            self.conv2 = nnx.Conv(256, 16, (3, 3), rngs=rngs)
+            self.fc = nnx.Linear(16, 5, rngs=rngs)
+
+        def __call__(self, x):
+            x = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
+            return self.fc(exact_mean(nnx.relu(x)))
+
+    model = Wide(nnx.Rngs(0))
+    model.conv1.bias[...] = jnp.full(256, 3.0)
+    model.conv2.kernel[...] = 1 + model.conv2.kernel[...]
+    uniq_jax.quantize(
+        model,
+        [
+            rules.Rule("conv1", weight, UniqActivation(8, True)),
+            rules.Rule(".*", weight, UniqActivation(8)),
+        ],
+    )
+    uniq_jax.calibrate(model, [np.abs(images(COUNT))])
+    return deploy.freeze(model, SHAPE, integer_thresholds=False)

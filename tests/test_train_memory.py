@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from uniq_jax import config as c
-from uniq_jax.train import compilation, diagnosis, loop, memory, start
+from uniq_jax.train import compilation, diagnosis, loop, memory, progress, start
 from uniq_jax.train.memory import StepMemory
 from uniq_jax.train.run import Run
 
@@ -224,6 +224,40 @@ def test_nothing_is_compiled_after_the_first_step_and_evaluation(
     jax.jit(lambda x: 3 * x + before)(jnp.ones(7))
     with pytest.raises(AssertionError):
         check_none_after_the_first([*events, ("step", len(compilations))])
+
+
+def test_no_step_is_reported_before_it_is_done(monkeypatch, tmp_path):
+    """So that batches do not pile up in front of the devices, and rates are those of work done."""
+    config = c.base()
+    config.data.batch_size = config.data.eval_batch_size = 32
+    config.data.train_split, config.data.test_split = "train[:128]", "test[:64]"
+    config.model.name, config.model.options = "resnet8", {"width": 4}
+    config.tensorboard = False
+    config.phases = ("float",)
+    config.float = c.phase("float", total_epochs=2.0)
+    made_step, done = Run.compiled_step, []
+
+    @jax.jit
+    def late(loss):
+        return jax.lax.fori_loop(0, 3_000_000, lambda i, x: jnp.sin(x), loss)
+
+    def compiled_step(*arguments):
+        step, line = made_step(*arguments)
+
+        def slow(*arguments):
+            state, metrics = step(*arguments)
+            return state, {**metrics, "loss": late(metrics["loss"])}
+
+        return slow, line
+
+    monkeypatch.setattr(Run, "compiled_step", compiled_step)
+    monkeypatch.setattr(
+        progress.Progress,
+        "update",
+        lambda self, step, *, loss, accuracy: done.append(loss.is_ready()),
+    )
+    loop.train(c.run_spec(config), tmp_path / "run", Console(quiet=True))
+    assert done == [True] * 8
 
 
 def check_none_after_the_first(events):

@@ -9,9 +9,7 @@ import numpy as np
 
 from uniq_jax.deploy.thresholds import ALWAYS, NEVER
 from uniq_jax.deploy.uniform import uniform_step
-
-# Integers below this are float32 numbers.
-_EXACT = 2**24
+from uniq_jax.nn.levels import EXACT
 
 # Candidates of `quotient`: so many at once, and so often.
 _CANDIDATES, _ROUNDS = 2048, 200
@@ -125,7 +123,7 @@ def integer_line(
             whole = factor * stretch
             summand = np.rint(-start * whole)
             scale = (1 / (slope * whole)).astype(np.float32)
-            fits = whole * largest_sum + np.abs(summand) < _EXACT
+            fits = whole * largest_sum + np.abs(summand) < EXACT
             for points, is_reached in ((high, True), (low, False)):
                 sums = whole * np.clip(points, -largest_sum, largest_sum) + summand
                 reached = np.rint(sums.astype(np.float32) * scale) >= _codes(low)

@@ -17,7 +17,6 @@ from uniq_jax.deploy.onnx_arithmetic import integer_line, line, quotient
 from uniq_jax.deploy.onnx_builder import MICROSOFT
 from uniq_jax.deploy.onnx_emitter import NHWC, Codes, Emit, Emitter, code_name
 from uniq_jax.deploy.onnx_levels import (
-    EXACT,
     FEW,
     FEW_EVEN,
     Arithmetic,
@@ -75,7 +74,7 @@ def _follower(emitter: Emitter, product: str) -> Node | None:
     """The node whose factor an integer product applies itself: the only one that sees its sums."""
     users = emitter.users.get(product, ())
     node = emitter.by_name[product]
-    if len(users) != 1 or not _is_matrix(node) or node["largest_sum"] >= EXACT:
+    if len(users) != 1 or not _is_matrix(node) or node["largest_sum"] >= levels.EXACT:
         return None
     if users[0].operation == "encode_sums":
         return users[0] if _line(emitter, users[0]) is not None else None
@@ -93,7 +92,7 @@ def _is_matrix(node: Node) -> bool:
 def _line(emitter: Emitter, node: Node) -> tuple[np.ndarray, np.ndarray] | None:
     """Factors and summands that take sums to codes, if there are any."""
     product = emitter.by_name[node.inputs[0]]
-    if product["largest_sum"] >= EXACT:
+    if product["largest_sum"] >= levels.EXACT:
         return None
     limits, signs = (emitter.arrays[name] for name in node.inputs[1:])
     return line(limits, signs, product["largest_sum"])
@@ -184,7 +183,7 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
     weight = kernel(emitter, node, codes.reshape(-1, codes.shape[-1]))
     zero = make.constant(np.uint8(kind.zero))
     zeros = (zero,) if kind.zero else ()
-    if node["largest_sum"] >= EXACT:
+    if node["largest_sum"] >= levels.EXACT:
         made = make("MatMulInteger", value, weight, *zeros)
         emitter.int32.add(node.name)
     else:

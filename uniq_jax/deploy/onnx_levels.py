@@ -18,9 +18,6 @@ from uniq_jax.deploy.onnx_operations import (
 from uniq_jax.nn import levels
 from uniq_jax.quantizers import Grid
 
-# Sums of integers below this are exact in float32, whatever their order.
-EXACT = 2**24
-
 # With more thresholds a code is guessed, and corrected: where they are evenly spaced, and else.
 FEW_EVEN, FEW = 7, 31
 
@@ -91,7 +88,7 @@ def level_product(emitter: Emitter, node: Node, scale: np.ndarray) -> None:
     layout, make = product_layout(node), emitter.make
     x = levels_of(emitter, node.inputs[0], layout)
     codes = turned(node, kernel_codes(emitter, node))
-    if emitter.is_exact and node["largest_sum"] >= EXACT:
+    if emitter.is_exact and node["largest_sum"] >= levels.EXACT:
         emitter.put(node.name, _digit_product(emitter, node, x, codes), layout)
         emitter.int32.add(node.name)
         return
@@ -118,40 +115,12 @@ def _stored_levels(emitter: Emitter, codes: np.ndarray, grid: tuple[int, float])
 def _digit_product(emitter: Emitter, node: Node, x: str, codes: np.ndarray) -> str:
     """A product of levels as int32: of the kernel's digits, whose float32 sums are exact."""
     total, make = "", emitter.make
-    for place, digits in kernel_digits(codes, node["weight"], node["largest_sum"]):
+    for place, digits in integers.kernel_digits(codes, node["weight"], node["largest_sum"]):
         digit = make("Cast", make.constant(digits), to=FLOAT)
         part = make("Cast", multiplied(emitter, node, x, digit), to=INT32)
         part = make("Mul", part, make.constant(np.int32(place)))
         total = make("Add", total, part) if total else part
     return total
-
-
-def kernel_digits(
-    codes: np.ndarray, grid: tuple[int, float], largest_sum: int
-) -> list[tuple[int, np.ndarray]]:
-    """The levels of a kernel as the sum of `place * digits`.
-
-    Args:
-      codes: of the kernel.
-      grid: its bits and offset.
-      largest_sum: of products of levels.
-
-    Returns:
-      Places and int8 digits, as few as keep the sums of their products below 2**24.
-    """
-    whole = levels.largest_level(Grid(*grid))
-    form = integers.form(*grid)
-    operands = codes.astype(np.int32) * form.code_factor + form.code_shift
-    rest = operands * form.factor + form.shift
-    # Digits from -largest to largest, so that none is left over.
-    largest = min(127, (EXACT - 1) * whole // largest_sum)
-    base = 2 * largest + 1
-    digits = []
-    while np.any(rest):
-        digit = (rest + largest) % base - largest
-        digits.append((base ** len(digits), digit.astype(np.int8)))
-        rest = (rest - digit) // base
-    return digits
 
 
 def rescaled(emitter: Emitter, node: Node) -> str:

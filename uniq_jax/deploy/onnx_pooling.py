@@ -13,7 +13,7 @@ import numpy as np
 
 from uniq_jax.deploy import integers
 from uniq_jax.deploy.graph import Graph, Node, replaced
-from uniq_jax.deploy.onnx_levels import EXACT
+from uniq_jax.nn.levels import EXACT
 
 # Steps that never fall; a difference where it is of the input and a constant.
 _RISING = ("add", "sub", "max", "min")

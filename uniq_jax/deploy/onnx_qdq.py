@@ -16,7 +16,6 @@ from uniq_jax.deploy import integers
 from uniq_jax.deploy.graph import Node
 from uniq_jax.deploy.onnx_emitter import Codes, Emit, Emitter, code_name
 from uniq_jax.deploy.onnx_levels import (
-    EXACT,
     FEW,
     FEW_EVEN,
     arithmetic,
@@ -41,6 +40,7 @@ from uniq_jax.deploy.onnx_operations import (
     turned,
 )
 from uniq_jax.deploy.uniform import uniform_step
+from uniq_jax.nn.levels import EXACT
 
 # What may stand behind a rounded product or sum without being joined with it.
 _APART = ("max", "min", "encode", "encode_sums", "mean_pixels", "reduce_window_max")

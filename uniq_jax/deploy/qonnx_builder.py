@@ -23,6 +23,7 @@ class Builder:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {"images": image_shape}
+        self._types = {"images": onnx.TensorProto.FLOAT}
 
     def add(
         self,
@@ -33,8 +34,12 @@ class Builder:
         domain: str = "",
         **attributes: Any,
     ) -> str:
-        """Adds an operation whose output has this name and shape; returns the name."""
+        """Adds an operation whose output has this name and shape; returns the name.
+
+        The output has the first input's type, or that of the attribute `to`.
+        """
         self.shapes[name] = tuple(shape)
+        self._types[name] = attributes.get("to", self._types[inputs[0]])
         made = onnx.helper.make_node(operation, inputs, [name], name, domain=domain, **attributes)
         self.nodes.append(made)
         return name
@@ -42,14 +47,15 @@ class Builder:
     def constant(self, values: Any, name: str, dtype: Any = np.float32) -> str:
         """Adds a constant; returns its name."""
         array = np.array(values, dtype, order="C")
-        self.constants[name] = onnx.numpy_helper.from_array(array, name)
+        tensor = self.constants[name] = onnx.numpy_helper.from_array(array, name)
+        self._types[name] = tensor.data_type
         return name
 
     def model(self, output: str) -> Any:
         """The graph from "images" to an output, as an `onnx.ModelProto`."""
-        helper, number = onnx.helper, onnx.TensorProto.FLOAT
+        helper = onnx.helper
         infos = {
-            name: helper.make_tensor_value_info(name, number, shape)
+            name: helper.make_tensor_value_info(name, self._types[name], shape)
             for name, shape in self.shapes.items()
         }
         images, logits = infos.pop("images"), infos.pop(output)

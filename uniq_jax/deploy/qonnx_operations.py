@@ -9,13 +9,12 @@ import numpy as np
 from uniq_jax.deploy import integers
 from uniq_jax.deploy.channels_first import ChannelsFirst
 from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.onnx_builder import onnx
 from uniq_jax.deploy.qonnx_builder import QONNX, Builder
 from uniq_jax.deploy.uniform import uniform_step
+from uniq_jax.nn.levels import EXACT
 
 _LOWEST = np.finfo(np.float32).min
-
-# Float32 holds all integers up to here.
-_LARGEST = 2**24
 
 _SIMPLE: Mapping[str, str] = {
     "add": "Add",
@@ -201,14 +200,19 @@ class _Writer:
         return self.add("Mul", [flat, scale], node.name)
 
     def _conv_general_dilated(self, node: Node) -> str:
-        return self._convolution(node, self._input(node, 1), self._array(node, 1).shape)
+        return self._multiplied(node, self._input(node, 1), node.name)
 
-    def _convolution(self, node: Node, kernel: str, shape: tuple[int, ...]) -> str:
+    def _multiplied(self, node: Node, kernel: str, name: str) -> str:
+        """A node's convolution, or matrix product, with this kernel."""
+        shape = (self.batch, *self.network.shapes[node.name][1:])
+        if self._array(node, 1).ndim == 2:
+            return self.add("MatMul", [self._input(node), kernel], name, shape)
         return self.add(
             "Conv",
             [self._input(node), kernel],
-            node.name,
-            kernel_shape=shape[2:],
+            name,
+            shape,
+            kernel_shape=self._array(node, 1).shape[2:],
             strides=node["window_strides"],
             dilations=node["rhs_dilation"],
             pads=[pad[side] for side in (0, 1) for pad in node["padding"]],
@@ -220,22 +224,44 @@ class _Writer:
         half = offset != int(offset)
         form = integers.form(bits, offset)
         kernel = self._array(node, 1).astype(np.float32) * form.factor + form.shift
+        codes = (kernel + (2**bits - 1)) / 2 if half else kernel + offset
+        if self.levels and node["largest_sum"] >= EXACT:
+            return self._digit_product(node, codes)
         # Of a kernel's level, and of its code, in what the convolution sees.
         unit = np.float32(1) if self.levels else self._kernel_unit(node, kernel.ndim)
         step = unit * np.float32(2 if half else 1)
-        codes = (kernel + (2**bits - 1)) / 2 if half else kernel + offset
+        kernel = self._kernel(f"{node.name}_kernel", codes, step, offset, bits)
+        return self._multiplied(node, kernel, node.name)
+
+    def _digit_product(self, node: Node, codes: np.ndarray) -> str:
+        """A product of levels whose sums leave float32's integers: of the kernel's digits.
+
+        Their sums are added as int32, and rounded to float32 once, as the frozen network has it.
+        """
+        total, shape = "", (self.batch, *self.network.shapes[node.name][1:])
+        digits = integers.kernel_digits(codes, node["weight"], node["largest_sum"])
+        for i, (place, values) in enumerate(digits):
+            name, bits = f"{node.name}_digit{i}", int(np.abs(values).max()).bit_length() + 1
+            offset = 2 ** (bits - 1)
+            digit_codes = values.astype(np.int32) + offset
+            kernel = self._kernel(f"{name}_kernel", digit_codes, np.float32(1), offset, bits)
+            part = self._multiplied(node, kernel, name)
+            part = self.add("Cast", [part], f"{name}_whole", shape, to=onnx.TensorProto.INT32)
+            place = self.constant(place, f"{name}_place", np.int32)
+            part = self.add("Mul", [part, place], f"{name}_placed", shape)
+            total = self.add("Add", [total, part], f"{name}_sum", shape) if total else part
+        return self.add("Cast", [total], node.name, to=onnx.TensorProto.FLOAT)
+
+    def _kernel(self, name: str, codes: np.ndarray, step: Any, offset: float, bits: int) -> str:
+        """A kernel of codes."""
         values = ((codes - np.float32(offset)) * step).astype(np.float32)
-        name = f"{node.name}_kernel"
         inputs = [
             self.constant(values, f"{name}_values"),
             self.constant(step, f"{name}_scale"),
             self.constant(offset, f"{name}_zeropt"),
             self.constant(bits, f"{name}_bits"),
         ]
-        quantized = self.add("IntQuant", inputs, name, values.shape, QONNX, **_UNSIGNED)
-        if kernel.ndim == 2:
-            return self.add("MatMul", [self._input(node), quantized], node.name)
-        return self._convolution(node, quantized, values.shape)
+        return self.add("IntQuant", inputs, name, values.shape, QONNX, **_UNSIGNED)
 
     def _kernel_unit(self, node: Node, rank: int) -> np.ndarray:
         """What a kernel's level counts for, where the product is to be rescaled already."""
@@ -271,7 +297,7 @@ class _Writer:
 
     def _encode_sums(self, node: Node) -> str:
         product = self.by_name[node.inputs[0]]
-        if product["largest_sum"] >= _LARGEST:
+        if product["largest_sum"] >= EXACT:
             raise NotImplementedError(
                 f"QONNX has float32 sums, and those of {product.name} ({node.layer}) may be "
                 f"{product['largest_sum']}, above 2**24"

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from uniq_jax.quantizers import Encoded, Grid
 
-# float32 holds every integer up to here.
-_EXACT = 2**24
+EXACT = 2**24
+"""Sums of integers below this are exact in float32, whatever their order."""
 
 # The digits that larger levels are split into.
 _BASE = 16
@@ -41,10 +41,10 @@ def check_accumulator(activation: Grid, weight: Grid, taps: int) -> None:
             f"{taps} products of {activation.bits}-bit activations with {weight.bits}-bit weights "
             f"can sum to {bound}, beyond an int32 accumulator (2**31 - 1); use fewer bits"
         )
-    if bound >= _EXACT and taps * _BASE**2 >= _EXACT:
+    if bound >= EXACT and taps * _BASE**2 >= EXACT:
         raise ValueError(
             f"{taps} products of {activation.bits}-bit activations with {weight.bits}-bit weights "
-            f"can sum to {bound}: from 2**24 on at most {_EXACT // _BASE**2 - 1} products are "
+            f"can sum to {bound}: from 2**24 on at most {EXACT // _BASE**2 - 1} products are "
             "exact; use fewer bits"
         )
 
@@ -93,7 +93,7 @@ def accumulate(
       taps: products that one output sums.
     """
     bounds = largest_level(activation_grid), largest_level(weight_grid)
-    if taps * bounds[0] * bounds[1] < _EXACT or activations.dtype == jnp.float64:
+    if taps * bounds[0] * bounds[1] < EXACT or activations.dtype == jnp.float64:
         return multiply(activations, weights)
     total = jnp.zeros((), jnp.int32)
     for a_place, a_digits in _digits(activations):

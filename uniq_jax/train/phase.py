@@ -164,6 +164,8 @@ def _train(
             return Progressed(batches.get_state(), best_accuracy, seconds, owes_evaluation)
 
         def report(step: int, metrics: Mapping[str, jax.Array]) -> None:
+            # JAX would queue dozens of steps, and their batches: what is reported has been done.
+            jax.block_until_ready(metrics)
             if step % spec.log_every_steps == 0 or step == total_steps:
                 values = {name: float(value) for name, value in metrics.items()}
                 writer.write(phase.name, step, values)
