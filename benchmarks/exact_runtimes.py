@@ -73,7 +73,7 @@ def _qonnx(
 ) -> deploy.ExportCheck:
     """The form of levels, with thresholds on sums unless these leave float32's integers."""
     try:
-        deploy.export_qonnx(frozen, path, batch=len(images))
+        deploy.export_qonnx(frozen, path, batch=len(images), levels=True)
     except NotImplementedError:
         deploy.export_qonnx(fast, path, batch=len(images), levels=True)
     model = ModelWrapper(str(path))

@@ -77,26 +77,27 @@ def _whole(x, cotangent, input_scale, edges, thresholds, slopes, *, most_apart: 
 
 
 def _chunked(x, cotangent, input_scale, edges, thresholds, slopes):
-    shape, n = x.shape, slopes.size
+    n = slopes.size
     # The batch axis stays whole, so that a batch sharded over devices is never gathered.
-    batch = shape[0] if x.ndim > 1 else 1
+    batch = x.shape[0] if x.ndim > 1 else 1
     width = max(x.size // max(batch, 1), 1)
     # Columns of fewer elements than these are no longer read as whole lines of the cache.
     chunk = _chunk_width(width, max(_CHUNK // max(batch, 1), 16))
     if x.size == 0 or chunk == width:
         return _whole(x, cotangent, input_scale, edges, thresholds, slopes)
+    # By itself: chunks of it would have to be put together again.
+    grad_u, _ = _terms(x, cotangent, input_scale, edges, thresholds, slopes)
     x, cotangent = x.reshape(batch, width), cotangent.reshape(batch, width)
 
     def body(sums, start):
         x_ = jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1)
         cotangent_ = jax.lax.dynamic_slice_in_dim(cotangent, start, chunk, axis=1)
-        grad_u, terms = _terms(x_, cotangent_, input_scale, edges, thresholds, slopes)
-        return [total + term for total, term in zip(sums, terms)], grad_u
+        _, terms = _terms(x_, cotangent_, input_scale, edges, thresholds, slopes)
+        return [total + term for total, term in zip(sums, terms)], None
 
     zeros = [jnp.zeros((batch, chunk), x.dtype)] * (2 * n + 2)
-    sums, grad_u = jax.lax.scan(body, zeros, jnp.arange(0, width, chunk))
+    sums, _ = jax.lax.scan(body, zeros, jnp.arange(0, width, chunk))
     sums = jnp.stack([jnp.sum(total) for total in sums])
-    grad_u = jnp.moveaxis(grad_u, 0, 1).reshape(shape)
     return grad_u, sums[:n], sums[n : 2 * n], sums[-2], sums[-1]
 
 
