@@ -2,12 +2,13 @@
 
 import json
 import pathlib
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "launch"))
+
+from side_by_side import run_all
 
 WORKDIRS = pathlib.Path("runs/results")
 
@@ -68,44 +69,29 @@ RUNS: dict[str, list[str]] = {
 def train(names: Sequence[str], jobs: int) -> int:
     """Trains runs, several at a time; what is finished stays, what was begun goes on.
 
-    A signal to end is passed on, and each run saves where it is.
-
     Returns:
       How many did not finish.
     """
-    waiting, running, failed = list(names), {}, 0
-    stopped = False
 
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
-        for process in running.values():
-            process.send_signal(signal.SIGTERM)
+    def command(name: str) -> list[str]:
+        workdir = f"--workdir={WORKDIRS / name}"
+        return [sys.executable, "-m", "uniq_jax.main", *RUNS[name], workdir]
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    while running or (waiting and not stopped):
-        while waiting and len(running) < jobs and not stopped:
-            name = waiting.pop(0)
-            workdir = WORKDIRS / name
-            workdir.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "uniq_jax.main", *RUNS[name], f"--workdir={workdir}"]
-            with open(workdir / "log.txt", "a", encoding="utf-8") as log:
-                # A group of its own: the terminal's signals come through this process.
-                running[name] = subprocess.Popen(
-                    command, stdout=log, stderr=log, start_new_session=True
-                )
-            print(f"{name}: trains, see {workdir / 'log.txt'}", flush=True)
-        time.sleep(0.2)
-        for name, process in list(running.items()):
-            if process.poll() is None:
-                continue
-            del running[name]
-            failed += process.returncode != 0
-            result = WORKDIRS / name / "result.json"
-            if process.returncode == 0:
-                accuracy = json.loads(result.read_text(encoding="utf-8"))["test_accuracy"]
-                print(f"{name}: {100 * accuracy:.2f}%", flush=True)
-            else:
-                print(f"{name}: ended with exit status {process.returncode}", flush=True)
-    return failed + len(waiting)
+    def log(name: str) -> pathlib.Path:
+        return WORKDIRS / name / "log.txt"
+
+    def ended(name: str, status: int) -> None:
+        text = f"ended with exit status {status}"
+        if status == 0:
+            result = json.loads((WORKDIRS / name / "result.json").read_text(encoding="utf-8"))
+            text = f"{100 * result['test_accuracy']:.2f}%"
+        print(f"{name}: {text}", flush=True)
+
+    statuses = run_all(
+        {name: command(name) for name in names},
+        jobs=jobs,
+        log=log,
+        began=lambda name: print(f"{name}: trains, see {log(name)}", flush=True),
+        ended=ended,
+    )
+    return sum(statuses.get(name) != 0 for name in names)

@@ -12,10 +12,11 @@ Each `add` is one run. A name with a dot is a key of the config, one without is 
 config file. Each run has a directory of its own below --workdir, named by what it is given.
 ARGUMENTS go to uniq_jax.main in all runs.
 
-The runs are trained one after another. A finished one is skipped, an unfinished one goes on, and
-where one fails it is named at the end, with the exit code 1. `--slurm=FILE` writes a job array for
-`sbatch FILE` in place of that. WORKDIR/sweep.csv and sweep.md hold the table; --collect only makes
-it anew. PYTHON names the interpreter of the runs, by default this one.
+The runs are trained one after another, or --jobs at a time, whose output is in log.txt of each
+directory. A finished one is skipped, an unfinished one goes on, and where one fails it is named at
+the end, with the exit code 1. `--slurm=FILE` writes a job array for `sbatch FILE` in place of that.
+WORKDIR/sweep.csv and sweep.md hold the table; --collect only makes it anew. PYTHON names the
+interpreter of the runs, by default this one.
 """
 
 import argparse
@@ -26,7 +27,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +35,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from side_by_side import run_all
 
 # Field of result.json → how it is printed.
 COLUMNS = {
@@ -198,10 +199,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--config", required=True, help="config file, with its arguments")
     parser.add_argument("--workdir", required=True, type=Path, help="directory of all runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with a log.txt")
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
     parser.add_argument("--slurm", metavar="FILE", type=Path, help="write a job array")
     parser.add_argument("--collect", action="store_true", help="only make the table")
-    return parser.parse_args(first), more
+    options = parser.parse_args(first)
+    if options.jobs < 1:
+        parser.error(f"--jobs (={options.jobs}) must be at least 1")
+    return options, more
 
 
 def main(argv: list[str]) -> int:
@@ -236,30 +241,47 @@ def main(argv: list[str]) -> int:
         options.slurm.write_text(script, encoding="utf-8")
         console.print(f"wrote {len(left)} of {len(commands)} runs; now: sbatch {options.slurm}")
         return 0
-    failed = [] if options.collect else train(console, commands, left)
+    failed = {}
+    if not options.collect:
+        failed = train(console, commands, workdirs, left, options.jobs)
     rows = collect(workdirs)
     write(rows, directory)
     console.print(table(rows))
-    for name, code in failed:
-        print(f"sweep.py: run {name} failed with exit code {code}", file=sys.stderr)
+    for name, what in failed.items():
+        print(f"sweep.py: run {name} {what}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def train(
-    console: Console, commands: Mapping[str, list[str]], left: list[str]
-) -> list[tuple[str, int]]:
-    """Runs the commands one after another; returns names and exit codes of those that failed."""
-    failed = []
-    for number, (name, run) in enumerate(commands.items(), start=1):
-        head = f"[{number}/{len(commands)}] {name}"
+    console: Console,
+    commands: Mapping[str, list[str]],
+    workdirs: Mapping[str, Path],
+    left: list[str],
+    jobs: int,
+) -> dict[str, str]:
+    """Runs what is left, `jobs` at a time; returns names of what is not finished, and why."""
+    heads = {name: f"[{i}/{len(commands)}] {name}" for i, name in enumerate(commands, start=1)}
+    for name in commands:
         if name not in left:
-            console.print(f"{head}: finished")
-            continue
-        console.print(head)
-        code = subprocess.run(run, check=False).returncode
-        if code:
-            failed.append((name, code))
-    return failed
+            console.print(f"{heads[name]}: finished")
+
+    def log(name: str) -> Path | None:
+        # Progress of several runs would be a muddle on one terminal.
+        return workdirs[name] / "log.txt" if jobs > 1 else None
+
+    def began(name: str) -> None:
+        where = log(name)
+        console.print(heads[name] if where is None else f"{heads[name]}: see {where}")
+
+    def ended(name: str, status: int) -> None:
+        if jobs > 1:
+            console.print(f"{heads[name]}: {'failed' if status else 'done'}")
+
+    statuses = run_all(
+        {name: commands[name] for name in left}, jobs=jobs, log=log, began=began, ended=ended
+    )
+    failed = {name: f"failed with exit code {code}" for name, code in statuses.items() if code}
+    return {**failed, **{name: "did not begin" for name in left if name not in statuses}}
 
 
 if __name__ == "__main__":

@@ -219,7 +219,11 @@ def load_sweep():
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(LAUNCH))  # As it is for a script.
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(LAUNCH))
     return module
 
 
@@ -297,6 +301,27 @@ def test_a_sweep_goes_on_after_a_failure_and_skips_what_is_finished(swept, capfd
     assert "[1/3] seed=1: finished" in capfd.readouterr().out
     table = (swept / "runs" / "sweep.md").read_text()
     assert f"| {names[1]} | 50.00% | 62.50% | - | 1,234 | 10 | 2 |" in table
+
+
+def test_runs_at_a_time_have_logs_of_their_own(swept, capfd):
+    # Each waits for the other, so that one after another they would never end.
+    (swept / "python").write_text(
+        '#!/bin/sh\nfor a; do case "$a" in --workdir=*) d="${a#*=}";; esac; done\n'
+        'touch "$d/began"; echo "trains $d"; i=0\n'
+        'while [ "$(ls "$d"/../*/began | wc -l)" -lt 2 ]; do\n'
+        "    i=$((i + 1)); [ $i -lt 600 ] || exit 1; sleep 0.1\n"
+        "done\n"
+    )
+    assert sweep.main(arguments(swept, "--jobs=2")) == 0
+    output = capfd.readouterr().out
+    assert "[1/3] seed=1: see" in output
+    assert "[3/3] seed=3" in output
+    assert "trains" not in output
+    log = third_directory(swept) / "log.txt"
+    assert log.read_text() == f"trains {third_directory(swept)}\n"
+    with pytest.raises(SystemExit):
+        sweep.main(arguments(swept, "--jobs=0"))
+    assert "--jobs (=0) must be at least 1" in capfd.readouterr().err
 
 
 def third_directory(swept):
