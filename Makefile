@@ -17,12 +17,16 @@ PYTHON ?=
 DEMO_MODEL := runs/demo/export/model.safetensors
 DEMO_IMAGES := runs/demo/export/images
 
+# Real data, which is not distributed; what is made of it.
+SHARED := $(or $(UNIQ_JAX_SHARED),../shared)
+TFDS := runs/tfds/prepared
+
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 ACCELERATORS := $(VENV)/.installed-accelerators
 PEERS := $(VENV)/.installed-peers
 
-.PHONY: help demo demo-plan test lint format types docs accuracy accuracy-digits cifar cifar-networks meshes curriculum soak distributed exact exports bench accelerators compile-accelerators peers time-peers update-constraints clean
+.PHONY: help demo demo-plan test lint format types docs accuracy accuracy-digits accuracy-cifar cifar cifar-networks meshes curriculum soak distributed exact exports bench accelerators compile-accelerators peers time-peers update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -78,6 +82,17 @@ accuracy-digits: $(CORE) ## the README's accuracies on digits: 2 and 1 bit, 3 se
 	@$(RUN) benchmarks/accuracy.py keep $(DIGITS:%=runs/results/%)
 	@$(RUN) benchmarks/accuracy.py table
 
+CIFAR := $(notdir $(wildcard results/cifar10_*))
+
+accuracy-cifar: $(DEV) $(TFDS) ## the README's accuracies on CIFAR-10; an hour and more each (needs UNIQ_JAX_SHARED)
+	@mkdir -p runs/weights && cp -f $(SHARED)/data/weights/cifar10_*.npz runs/weights
+	@$(TRAIN) benchmarks/accuracy.py train $(CIFAR)
+	@$(RUN) benchmarks/accuracy.py keep $(CIFAR:%=runs/results/%)
+	@$(RUN) benchmarks/accuracy.py table
+
+$(TFDS): | $(DEV)
+	@$(PY) $(SHARED)/data/prepare_tfds.py runs/tfds && touch $@
+
 cifar: $(DEV) ## two epochs of CIFAR-10, killed and resumed (needs UNIQ_JAX_SHARED)
 	@$(RUN) -m pytest -q -m slow tests/test_cifar10.py
 
@@ -100,17 +115,14 @@ distributed: $(DEV) ## two processes against one, and lost ones (needs UNIQ_JAX_
 exports: $(DEV) ## exported ResNet-20s in OpenVINO and QONNX, code by code (needs UNIQ_JAX_SHARED)
 	@$(RUN) -m pytest -q -m slow tests/test_deploy_exports_real.py
 
-exact: $(DEV) ## frozen networks against training, code by code: every method, width and network; hours (needs UNIQ_JAX_SHARED)
-	@shared="$${UNIQ_JAX_SHARED:-../shared}"; \
-	if [ ! -f runs/tfds/prepared ]; then \
-	    $(PY) "$$shared/data/prepare_tfds.py" runs/tfds && touch runs/tfds/prepared; fi
+exact: $(DEV) $(TFDS) ## frozen networks against training, code by code: every method, width and network; hours (needs UNIQ_JAX_SHARED)
 	@$(RUN) benchmarks/exact.py --data_dir=runs/tfds --jobs=2
 
 bench: $(DEV) ## every figure that has a goal, beside it; most of an hour (photos need UNIQ_JAX_SHARED)
 	@$(TRAIN) benchmarks/inference.py
 	@$(TRAIN) benchmarks/train_step.py
 	@$(TRAIN) benchmarks/quantizers.py
-	@photos="$${UNIQ_JAX_SHARED:-../shared}/data/imagenet_fullres"; \
+	@photos="$(SHARED)/data/imagenet_fullres"; \
 	if [ -d "$$photos" ]; then \
 	    $(RUN) benchmarks/input.py "$$photos" --results=benchmarks/results.json; \
 	else echo "input_over_pillow: not measured, as there is no $$photos; set UNIQ_JAX_SHARED"; fi

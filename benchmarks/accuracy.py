@@ -112,7 +112,7 @@ class Kept:
     name: str
     config: dict[str, Any]
     result: dict[str, Any]
-    environment: dict[str, Any]
+    devices: tuple[str, ...]
     frozen: dict[str, Any]
 
     @classmethod
@@ -122,10 +122,11 @@ class Kept:
         def section(name: str) -> dict[str, Any]:
             return json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
 
-        environment = section("environment")["environment"]
-        return cls(
-            directory.name, section("config"), section("result"), environment, section("frozen")
-        )
+        recorded = section("environment")
+        # A run may have gone on elsewhere.
+        parts = [recorded, *recorded.get("changes", ())]
+        devices = tuple(dict.fromkeys(part["environment"]["devices"] for part in parts))
+        return cls(directory.name, section("config"), section("result"), devices, section("frozen"))
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -205,13 +206,16 @@ def write_table(results: pathlib.Path = RESULTS, readme: pathlib.Path = ROOT / "
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{readme} must have {BEGIN!r} and, later, {END!r}")
-    devices = sorted({run.environment["devices"] for run in runs})
+    trained: dict[str, list[str]] = {}
+    for run in runs:
+        trained.setdefault(", then ".join(run.devices), []).append(run.name)
+    devices = "\n".join(f"- {where}: {', '.join(names)}" for where, names in trained.items())
     page = (
         "# Results\n\n`python benchmarks/accuracy.py table` writes this page. Each directory has "
         "what `python benchmarks/accuracy.py keep` left of one run: config.json, environment.json, "
         "metrics.jsonl and result.json of the training, and frozen.json of the integer network.\n\n"
-        f"{table}\n\nTrained on: {', '.join(devices)}. Accuracies and times of the table are of "
-        "evaluations on a CPU.\n"
+        f"{table}\n\nAccuracies and times of the table are of evaluations on a CPU. Trained on\n\n"
+        f"{devices}\n"
     )
     for path, content in (
         (readme, f"{before}{BEGIN}\n{table}\n{END}{after}"),

@@ -59,7 +59,7 @@ def _with(kept, seed, share):
     result = {**kept.result, "seed": seed}
     config = {**kept.config, "seed": seed}
     frozen = {**kept.frozen, "accuracy": share, "integer_accuracy": share}
-    return accuracy.Kept(f"small_s{seed}", config, result, kept.environment, frozen)
+    return accuracy.Kept(f"small_s{seed}", config, result, kept.devices, frozen)
 
 
 def test_seeds_share_a_row(results):
@@ -89,9 +89,9 @@ def test_other_recipes_have_rows_of_their_own(results):
     kept = accuracy.Kept.read(results / "small")
     other = json.loads(json.dumps(kept.config))
     other["phases"][0]["optimizer"]["learning_rate"] *= 2
-    changed = accuracy.Kept("b", other, kept.result, kept.environment, kept.frozen)
+    changed = accuracy.Kept("b", other, kept.result, kept.devices, kept.frozen)
     moved = {**kept.config, "data": {**kept.config["data"], "data_dir": "elsewhere"}}
-    same = accuracy.Kept("c", moved, kept.result, kept.environment, kept.frozen)
+    same = accuracy.Kept("c", moved, kept.result, kept.devices, kept.frozen)
     assert len(accuracy.rows([kept, changed])) == 4
     assert len(accuracy.rows([kept, same])) == 3
 

@@ -159,13 +159,30 @@ def test_every_format_gets_the_network_it_wants(trained, monkeypatch):
         ("onnx", "model.onnx", True, {"form": "integer", "batch": None}),
         ("onnx", "model_qdq.onnx", False, {"form": "qdq", "batch": None}),
         ("openvino", "model.xml", False, {"batch": None}),
-        ("qonnx", "model.qonnx.onnx", False, {"batch": 1}),
+        ("qonnx", "model.qonnx.onnx", False, {"batch": 1, "levels": False}),
         ("stablehlo", "model.stablehlo", True, {"batch": None}),
     ]
     stand_ins.calls.clear()
-    loop.export(c.run_spec(config_of("onnx,openvino", exact=True, batch=2)), workdir, console())
-    assert [call[2] for call in stand_ins.calls] == [True, True, True]
+    formats = "onnx,openvino,qonnx"
+    loop.export(c.run_spec(config_of(formats, exact=True, batch=2)), workdir, console())
+    assert [call[2] for call in stand_ins.calls] == [True] * 4
     assert all(call[3]["batch"] == 2 for call in stand_ins.calls)
+    assert stand_ins.calls[-1][3]["levels"]
+
+
+def test_what_qonnx_cannot_hold_with_integer_thresholds_it_holds_without(trained, monkeypatch):
+    workdir, _ = trained
+    stand_ins = StandIns(monkeypatch)
+    export = stand_ins.exporter("qonnx")
+
+    def of_few(network, path, **options):
+        if any(node.operation == "encode_sums" for node in network.graph.nodes):
+            raise NotImplementedError
+        export(network, path, **options)
+
+    monkeypatch.setattr(deploy, "export_qonnx", of_few)
+    loop.export(c.run_spec(config_of("qonnx", exact=True)), workdir, console())
+    assert stand_ins.calls == [("qonnx", "model.qonnx.onnx", False, {"batch": 1, "levels": True})]
 
 
 def test_export_json_and_the_table_list_all_files(trained, monkeypatch):

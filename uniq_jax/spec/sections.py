@@ -198,9 +198,9 @@ class ExportSpec:
       formats: separated by commas: "packed" (for `uniq_jax.deploy.load`), "onnx", "openvino",
         "qonnx", "stablehlo". A run ends with these files, and `--mode=export` writes them at any
         time; "" for a run whose network is not frozen.
-      exact: whether `model_qdq.onnx` and OpenVINO's files keep every operation, so that all codes
-        are those of training; else they have fewer and faster ones, and a few codes differ. The
-        other formats are exact always, QONNX as far as its tools are.
+      exact: whether `model_qdq.onnx`, OpenVINO's and QONNX's files keep every operation, so that
+        all codes are those of training; else they have fewer and faster ones, and a few codes
+        differ. The other formats are exact always.
       batch: images of one call of an exported network; 0 for any number (QONNX: 1).
       check_images: of the test set, at most, on which all codes of training's evaluation and of the
         frozen network are compared.

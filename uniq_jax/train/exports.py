@@ -103,8 +103,7 @@ def write(run: Run, phase: PhaseSpec, step: int, frozen: Frozen, workdir: Path) 
         found = max(found, other, key=lambda check: check.mismatches)
     files: dict[str, dict[str, int]] = {}
     for name in spec.names:
-        fast = frozen.network if spec.exact and name != "qonnx" else steps
-        _export(name, frozen.network, fast, directory, spec.batch or None)
+        _export(name, frozen.network, steps, directory, spec)
         files[name] = {
             path.relative_to(directory).as_posix(): path.stat().st_size
             for path in _files(directory, name)
@@ -167,11 +166,12 @@ def epilogues(layers: Mapping[str, str]) -> str:
 def _export(
     name: str,
     network: deploy.FrozenNetwork,
-    fast: deploy.FrozenNetwork,
+    steps: deploy.FrozenNetwork,
     directory: Path,
-    batch: int | None,
+    spec: ExportSpec,
 ) -> None:
-    """Writes the files of one format, of the exact network or of one that is faster there."""
+    """Writes the files of one format, of the exact network or of `steps`, which is faster there."""
+    batch, fast = spec.batch or None, network if spec.exact else steps
     match name:
         case "packed":
             deploy.save(network, directory / PACKED_FILE)
@@ -184,7 +184,14 @@ def _export(
             chosen = network if _has_binary_layers(network) else fast
             deploy.export_openvino(chosen, directory / "openvino" / "model.xml", batch=batch)
         case "qonnx":
-            deploy.export_qonnx(fast, directory / "model.qonnx.onnx", batch=batch or 1)
+            path, batch = directory / "model.qonnx.onnx", batch or 1
+            try:
+                deploy.export_qonnx(fast, path, batch=batch, levels=spec.exact)
+            except NotImplementedError:
+                if not spec.exact:
+                    raise
+                # Integer thresholds that float32 cannot hold: the codes are the same without.
+                deploy.export_qonnx(steps, path, batch=batch, levels=True)
         case "stablehlo":
             deploy.export_stablehlo(network, directory / "model.stablehlo", batch=batch)
 
