@@ -239,6 +239,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.chdir(ROOT)
     if arguments.command == "train":
+        if arguments.jobs < 1:
+            parser.error(f"--jobs (={arguments.jobs}) must be at least 1")
         unknown = set(arguments.names) - set(RUNS)
         if unknown:
             parser.error(f"NAME (={min(unknown)!r}) must be one of: {', '.join(RUNS)}")

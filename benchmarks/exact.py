@@ -13,13 +13,15 @@ Runtime and qonnx's interpreter. A float layer's sums are rounded in an order th
 chooses, so codes behind the float ends of the papers' networks may flip there. That is counted. The
 same networks with ends of 8 bits have no such layer, and nothing may flip.
 
-A case that is done is not done again, unless the package's sources have changed. The last line is
-the verdict.
+A case that is done is not done again, unless code or versions that it rests on have changed. The
+last line is the verdict.
 """
 
 import argparse
+import ast
 import collections
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -47,6 +49,8 @@ _TRAINED = "resnet20"
 _BATCH = 100
 # Of so many images, ties are counted.
 _TIE_IMAGES = 10
+_DECISIVE = ("runtime_images", "qonnx_images", "steps")
+_VERSIONS = ("jax", "jaxlib", "flax", "numpy", "onnx", "onnxruntime", "openvino", "qonnx")
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
@@ -74,7 +78,7 @@ def main() -> None:
 
     out = pathlib.Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    sources = _sources()
+    foundation = _foundation(arguments)
     train, test = (data.load("cifar10", split=s, data_dir=arguments.data_dir) for s in _SPLITS)
     starts = None
     wanted = list(cases(arguments.networks, arguments.methods, arguments.bits))
@@ -83,16 +87,16 @@ def main() -> None:
     runtimes: dict[str, collections.Counter[str]] = {}
     for i, case in enumerate(wanted):
         path = out / f"{str(case).replace(' ', '_')}_{arguments.images}.json"
-        if not path.is_file() or json.loads(path.read_text())["sources"] != sources:
+        if _done(path).get("foundation") != foundation:
             if case.network == _TRAINED and starts is None:
                 starts = _trained_float(train, arguments.steps)
-            result = {**check(case, train, test, arguments, starts), "sources": sources}
+            result = {**check(case, train, test, arguments, starts), "foundation": foundation}
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             partial.replace(path)
             if i % 8 == 7:  # Compiled programs of what is done would fill the memory.
                 jax.clear_caches()
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = _done(path)
         print(f"{i + 1:3d}/{len(wanted)}  {_line(case, result)}", flush=True)
         codes += result["codes"] + result["tied"]["codes"]
         mismatches += result["mismatches"] + result["tied"]["mismatches"]
@@ -127,16 +131,46 @@ def _share(jobs: int) -> None:
         child.wait()
 
 
-def _sources() -> str:
-    """A digest of the package's sources that a frozen network comes from."""
-    root = pathlib.Path(uniq_jax.__file__).parent
+def _foundation(arguments: argparse.Namespace) -> str:
+    """A digest of what a case's numbers come from, beside its name and how many images it has.
+
+    That is the code that makes frozen networks and compares them, comments and docstrings aside;
+    how much is compared elsewhere; and the versions of what runs.
+    """
+    package, here = pathlib.Path(uniq_jax.__file__).parent, pathlib.Path(__file__).parent
+    rooms = ("quantizers", "nn", "models", "deploy")
+    paths = [path for room in rooms for path in package.glob(f"{room}/*.py")]
+    paths += [package / f"{name}.py" for name in ("quantization", "rules", "exact")]
+    paths += here.glob("exact_*.py")
     digest = hashlib.sha256()
-    rooms = (
-        p for room in ("quantizers", "nn", "models", "deploy") for p in root.glob(f"{room}/*.py")
-    )
-    for path in sorted([*rooms, *(root / f"{x}.py" for x in ("quantization", "rules", "exact"))]):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted(paths):
+        digest.update(f"{path.parent.name}/{path.name}\0{_code(path)}\0".encode())
+    digest.update(repr([getattr(arguments, name) for name in _DECISIVE]).encode())
+    digest.update(repr([importlib.metadata.version(name) for name in _VERSIONS]).encode())
     return digest.hexdigest()[:16]
+
+
+def _done(path: pathlib.Path) -> dict[str, Any]:
+    """A case's kept result; {} if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _code(path: pathlib.Path) -> str:
+    """What Python makes of a file, without its docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [line for line in body if not _is_text(line)]
+    return ast.dump(tree)
+
+
+def _is_text(line: ast.AST) -> bool:
+    return (
+        isinstance(line, ast.Expr)
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+    )
 
 
 def _differing(numbers: Mapping[str, int]) -> str:

@@ -111,7 +111,9 @@ def machine() -> str:
         fields = dict(line.split(":", 1) for line in lines if ":" in line)
         fields = {name.strip(): value.strip() for name, value in fields.items()}
         processor = fields.get("model name", processor)
-        known = [flag for flag in ("avx2", "avx512f", "avx512_vnni") if flag in fields["flags"]]
+        known = [
+            flag for flag in ("avx2", "avx512f", "avx512_vnni") if flag in fields.get("flags", "")
+        ]
         processor += f" ({', '.join(known)})" if known else ""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax")]
     return f"{processor}, {cores} {'core' if cores == 1 else 'cores'}, {', '.join(versions)}"

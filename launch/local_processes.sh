@@ -75,6 +75,11 @@ for pid in "${pids[@]}"; do
         wait "$pid" || this=$?
         kill -0 "$pid" 2>/dev/null || break
     done
-    if [ "$code" -eq 0 ]; then code=$this; fi
+    # 69 and 134: it ended because another one did, whose own code says why.
+    case "$this" in
+    0) ;;
+    69 | 134) [ "$code" -ne 0 ] || code=$this ;;
+    *) case "$code" in 0 | 69 | 134) code=$this ;; esac ;;
+    esac
 done
 exit "$code"

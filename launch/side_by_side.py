@@ -19,8 +19,8 @@ def run_all(
 ) -> dict[str, int]:
     """Runs commands, several at a time.
 
-    SIGTERM and SIGINT are passed on to what runs, and nothing more begins. Call it from the main
-    thread, which alone may hear signals.
+    SIGTERM, SIGINT and SIGHUP are passed on to what runs, and nothing more begins. Call it from the
+    main thread, which alone may hear signals.
 
     Args:
       commands: by a name, in their order.
@@ -32,7 +32,13 @@ def run_all(
 
     Returns:
       Exit status by name; what never began is not there.
+
+    Raises:
+      ValueError: if `jobs` is below 1.
+      Whatever `began`, `ended` or the start of a command raise, after what ran was ended.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs (={jobs}) must be at least 1")
     waiting, running, statuses = list(commands), {}, {}
     stopped_by: int | None = None
 
@@ -42,7 +48,8 @@ def run_all(
         for process in running.values():
             process.send_signal(number)
 
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = {number: signal.signal(number, stop) for number in heard}
     try:
         while running or (waiting and stopped_by is None):
             while waiting and len(running) < jobs and stopped_by is None:
@@ -56,6 +63,9 @@ def run_all(
                 statuses[name] = running.pop(name).returncode
                 ended(name, statuses[name])
     finally:
+        for process in running.values():  # There are some after an error only.
+            process.terminate()
+            process.wait()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return statuses

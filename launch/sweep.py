@@ -79,6 +79,10 @@ def overrides_of(module: ModuleType) -> list[dict[str, Any]]:
     module.sweep(add)
     if not runs:
         raise SweepError("sweep adds no run")
+    names = [name_of(run) for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise SweepError(f"sweep adds two runs that are both called {name!r}")
     return runs
 
 

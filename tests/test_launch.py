@@ -122,15 +122,18 @@ def test_local_processes():
     assert "glibc.malloc.mmap_max=0" in words[1].partition("=")[2].split(":")
 
 
-@pytest.mark.parametrize("codes", [(0, 0), (0, 7), (5, 0)])
-def test_local_processes_ends_as_the_one_that_failed(codes, tmp_path):
+@pytest.mark.parametrize(
+    ("codes", "wanted"),
+    [((0, 0), 0), ((0, 7), 7), ((5, 0), 5), ((69, 1), 1), ((1, 134), 1), ((134, 0), 134)],
+)
+def test_local_processes_ends_as_the_one_that_failed(codes, wanted, tmp_path):
     fake = tmp_path / "python"
     fake.write_text(
         f'#!/bin/sh\ncase "$*" in *process_id=0*) exit {codes[0]};; esac\nexit {codes[1]}\n'
     )
     fake.chmod(0o755)
     process = run("local_processes.sh", "--processes=2", "--", *ARGUMENTS, PYTHON=str(fake))
-    assert process.returncode == max(codes)
+    assert process.returncode == wanted
 
 
 def test_tpu_vm():
@@ -370,6 +373,10 @@ def test_a_job_array_runs_what_is_not_finished(swept, capsys):
     ("body", "message"),
     [
         ("add(seed=1)\n    add(seed=1)", "adds {'seed': 1} twice"),
+        (
+            "add(**{'a.b': 1})\n    add(**{'a.b': '1'})",
+            "adds two runs that are both called 'a.b=1'",
+        ),
         ("pass", "adds no run"),
         ("add(sead=1)", "run sead=1: config argument sead is no known key; did you mean 'seed'"),
         ("add(**{'float.epochs': 1})", "config.float.epochs is no known key"),
@@ -383,6 +390,25 @@ def test_a_bad_sweep_is_named_before_anything_runs(body, message, swept, capsys)
     assert sweep.main(arguments(swept)) == 2
     assert message in capsys.readouterr().err
     assert not (swept / "log").exists()
+
+
+def test_after_an_error_nothing_runs_on(tmp_path):
+    """One of two commands is not there."""
+    script = (
+        f"touch {tmp_path}/began; trap 'touch {tmp_path}/ended; exit' TERM; while :; do :; done"
+    )
+
+    def began(name):
+        while name == "b" and not (tmp_path / "began").exists():
+            pass
+
+    quiet = {"log": lambda name: None, "began": began, "ended": lambda name, status: None}
+    commands = {"a": ["sh", "-c", script], "b": [str(tmp_path / "missing")]}
+    with pytest.raises(FileNotFoundError):
+        sweep.run_all(commands, jobs=2, **quiet)
+    assert (tmp_path / "ended").exists()
+    with pytest.raises(ValueError, match=r"jobs \(=0\) must be at least 1"):
+        sweep.run_all(commands, jobs=0, **quiet)
 
 
 def test_a_config_without_a_sweep_is_named(swept, capsys):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from uniq_jax.train import checkpoints as module
 from uniq_jax.train.checkpoints import Checkpoints, Progressed, read_model
 from uniq_jax.train.logs import remove_torn_files, write_json
 
@@ -123,6 +124,36 @@ def test_a_checkpoint_that_was_never_finished_is_invisible_and_goes(two, tmp_pat
     assert [path.name for path in directory.iterdir()] == ["1"]
 
 
+def test_reading_leaves_everything_where_another_process_trains(two, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two, directory)
+    shutil.copytree(two / "2", directory / "3.orbax-checkpoint-tmp")
+    flip(largest(directory / "2" / "state"))
+    before = sorted(directory.rglob("*"))
+    notes = []
+    with contextlib.closing(
+        Checkpoints(directory, read_only=True, note=notes.append)
+    ) as checkpoints:
+        assert checkpoints.restore(arrays(0))[0] == 1
+    assert sorted(directory.rglob("*")) == before
+    (note,) = notes
+    assert note.endswith("; the one before it is taken")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("out of memory")])
+def test_what_is_no_fault_of_the_checkpoint_does_not_set_it_aside(error, two, monkeypatch):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(module, "_restore", fails)
+    with (
+        contextlib.closing(Checkpoints(two)) as checkpoints,
+        pytest.raises(type(error)),
+    ):
+        checkpoints.restore(arrays(0))
+    assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
+
+
 def test_arrays_may_be_given_up_while_they_are_saved(tmp_path):
     change = jax.jit(lambda arrays: {k: v * 3 + 1 for k, v in arrays.items()}, donate_argnums=0)
     state = {f"params.{i}": jnp.full((512, 512), float(i)) for i in range(8)}
@@ -147,9 +178,9 @@ def test_a_step_is_saved_again_in_place(tmp_path):
 
 
 def test_files_torn_by_a_kill_are_removed(tmp_path):
-    (tmp_path / "phase").mkdir()
+    (tmp_path / "phase" / "files").mkdir(parents=True)
     write_json(tmp_path / "phase" / "outcome.json", {})
-    for name in (".config.json.17.tmp", "phase/.outcome.json.17.tmp"):
+    for name in (".config.json.17.tmp", "phase/.outcome.json.17.tmp", "phase/files/.x.bin.17.tmp"):
         (tmp_path / name).write_text("{")
     remove_torn_files(tmp_path)
-    assert [path.name for path in tmp_path.rglob("*")] == ["phase", "outcome.json"]
+    assert {path.name for path in tmp_path.rglob("*")} == {"phase", "files", "outcome.json"}

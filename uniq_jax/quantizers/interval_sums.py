@@ -1,10 +1,10 @@
-"""The sums that the generalized straight-through gradient needs, in one pass over the array.
+"""The gradients of the generalized straight-through estimator, in few passes over the array.
 
 Written naively this is one masked reduction for every threshold and sum, each of which reads the
-whole array again. On CPU the array is walked once in chunks that fit the cache, and the sums are
-kept elementwise until the end. On accelerators XLA fuses the masks into the reductions; how many of
-these it fuses into one pass depends on how they are written (`benchmarks/accelerators.py` counts
-the bytes).
+whole array again. On CPU the input's gradient is one pass, and all sums are a second one, in chunks
+that fit the cache and whose sums are kept elementwise until the end. On accelerators XLA fuses the
+masks into the reductions; how many of these it fuses into one pass depends on how they are written
+(`benchmarks/accelerators/compare.py` counts the bytes).
 """
 
 import functools
@@ -85,7 +85,7 @@ def _chunked(x, cotangent, input_scale, edges, thresholds, slopes):
     chunk = _chunk_width(width, max(_CHUNK // max(batch, 1), 16))
     if x.size == 0 or chunk == width:
         return _whole(x, cotangent, input_scale, edges, thresholds, slopes)
-    # By itself: chunks of it would have to be put together again.
+    # Apart from the sums: chunks of it would have to be put together again.
     grad_u, _ = _terms(x, cotangent, input_scale, edges, thresholds, slopes)
     x, cotangent = x.reshape(batch, width), cotangent.reshape(batch, width)
 

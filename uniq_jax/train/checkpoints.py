@@ -52,18 +52,25 @@ class Checkpoints:
     Args:
       directory: made where it is missing.
       keep: how many of the newest stay.
+      read_only: nothing is written, removed or set aside: another process may be training there.
       note: called with a line for people when a checkpoint is unreadable.
     """
 
     def __init__(
-        self, directory: Path, *, keep: int = _KEPT, note: Callable[[str], None] = lambda line: None
+        self,
+        directory: Path,
+        *,
+        keep: int = _KEPT,
+        read_only: bool = False,
+        note: Callable[[str], None] = lambda line: None,
     ):
         self._directory = Path(os.path.abspath(directory))
-        self._note = note
+        self._read_only, self._note = read_only, note
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            create=True,
-            cleanup_tmp_directories=True,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
             multiprocessing_options=_among_processes(self._directory),
         )
         self._manager = _manager(self._directory, options)
@@ -83,7 +90,8 @@ class Checkpoints:
         """
         arrays = _flat(state)
         # Not even a copy where a device shares the host's memory: JAX does not donate what is seen.
-        meta = _SaveMeta(dataclasses.asdict(progressed), _on_host(arrays))
+        on_host = _on_host(arrays) if processes.is_first() else {}  # Which writes the digest.
+        meta = _SaveMeta(dataclasses.asdict(progressed), on_host)
         try:
             if step in self.steps:
                 self._manager.wait_until_finished()
@@ -99,7 +107,7 @@ class Checkpoints:
     def restore(self, state: Any) -> tuple[int, Any, Progressed] | None:
         """The newest checkpoint that is readable, or None where there is none.
 
-        One that is not readable is renamed to CORRUPT-STEP, and said so.
+        One that is not readable is named, and renamed to CORRUPT-STEP unless this is `read_only`.
 
         Args:
           state: of the wanted structure; arrays or ShapeDtypeStructs with shardings.
@@ -109,19 +117,21 @@ class Checkpoints:
 
         Raises:
           CheckpointError: if it is of another network; the message names what differs.
+          MemoryError, jax.errors.JaxRuntimeError: if memory, or another process, was missing.
         """
         self.wait()
         for step in reversed(self.steps):
             try:
                 restored = processes.together(functools.partial(self._read, step, state))
-            except CheckpointError:
-                raise
+            except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
+                raise  # The checkpoint itself may be as good as any.
             except Exception as error:
+                text = f"checkpoint {self._directory / str(step)} is unreadable ({_reason(error)})"
+                if self._read_only:
+                    self._note(f"{text}; the one before it is taken")
+                    continue
                 aside = self._aside(step)
-                self._note(
-                    f"checkpoint {self._directory / str(step)} is unreadable ({_reason(error)}); "
-                    f"set aside as {aside.name}"
-                )
+                self._note(f"{text}; set aside as {aside.name}")
                 processes.on_first(os.replace, self._directory / str(step), aside)
                 self._manager.reload()
             else:
@@ -142,8 +152,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits, and frees the background threads."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def _aside(self, step: int) -> Path:
         """Where a checkpoint goes that is unreadable: one set aside before stays."""

@@ -252,7 +252,7 @@ def remove_torn_files(workdir: str | os.PathLike[str]) -> None:
     Args:
         workdir: directory of a run that no other process writes to.
     """
-    for pattern in (".*.tmp", "*/.*.tmp"):
+    for pattern in (".*.tmp", "*/.*.tmp", "*/*/.*.tmp"):
         for path in Path(workdir).glob(pattern):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -79,7 +79,7 @@ def train(
     if (source := sources[first.name]) is not None:
         start.take(source.read(), _abstract_state(run, first), run.program(first), source.stale)
     digests = source_digests.digests(spec)
-    if (workdir / CONFIG_FILE).exists():
+    if (workdir / CONFIG_FILE).exists() and _has_begun(workdir):
         source_digests.check(spec, workdir, digests)
     is_first = jax.process_index() == 0
     processes.make_workdir(workdir, to_json(spec))
@@ -94,7 +94,7 @@ def train(
             preemption.check(stop)
             directory = workdir / phase.name
             outcome_path = directory / OUTCOME_FILE
-            if outcome_path.exists():
+            if processes.all_true(outcome_path.exists()):
                 outcomes[phase.name] = Outcome(**json.loads(outcome_path.read_text()))
             else:
                 outcome = outcomes[phase.name] = train_phase(
@@ -153,9 +153,11 @@ def export(spec: RunSpec, workdir: Path, console: Console) -> exports.Exported |
             f"workdir (={str(workdir)!r}) holds no quantized network to export: its newest "
             f"checkpoint is of the phase {phase.name!r}, whose method is 'float'"
         )
-    if not processes.is_first():
-        return None
-    return exports.write(run, phase, step, frozen.freeze(run, phase, state), workdir)
+    exported = None
+    if processes.is_first():
+        exported = exports.write(run, phase, step, frozen.freeze(run, phase, state), workdir)
+    processes.barrier("exported")  # JAX gives up a process that waits longer for the end.
+    return exported
 
 
 def newest(run: Run, workdir: Path, console: Console) -> tuple[PhaseSpec, int, TrainState]:
@@ -165,7 +167,7 @@ def newest(run: Run, workdir: Path, console: Console) -> tuple[PhaseSpec, int, T
         if not directory.is_dir():
             continue
         with contextlib.closing(
-            Checkpoints(directory, note=functools.partial(say, console))
+            Checkpoints(directory, read_only=True, note=functools.partial(say, console))
         ) as checkpoints:
             restored = checkpoints.restore(_abstract_state(run, phase))
         if restored is not None:

@@ -135,6 +135,8 @@ def _train(
         before = restored or Progressed(data={}, best_accuracy=-1.0, seconds=seconds_before)
         owes = before.owes_evaluation
         best.drop_after(first_step - owes)
+        if not best.steps:  # On other devices the one that was dropped may not be reached again.
+            before = dataclasses.replace(before, best_accuracy=-1.0)
         names = [p.name for p in spec.phases]
         writer.rewind(phase.name, first_step, names, owes_evaluation=owes)
         batches = stack.enter_context(contextlib.closing(run.train_batches()))
@@ -155,7 +157,7 @@ def _train(
         layer_log = LayerLog(run, program, phase, directory, writer, total_steps)
         started_s = time.monotonic()
         step_fn, memory = run.compiled_step(phase, program, state, teacher)
-        processes.wait_for_compilation(phase.name)
+        processes.barrier("compiled")
         progress.note(f"{phase.name}: {memory}")
         best_accuracy, accuracy = before.best_accuracy, math.nan
 
@@ -199,6 +201,7 @@ def _train(
                 if accuracy > best_accuracy:
                     best_accuracy = accuracy
                     best.save(step, state, progressed())
+                    best.wait()  # A checkpoint that knows of it must not be there first.
             # One that owes an evaluation is as good to resume from, but not to end with.
             if saves(step) and (step == total_steps or step not in latest.steps):
                 latest.save(step, state, progressed())

@@ -5,6 +5,7 @@ all of them read the workdir.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -30,7 +31,9 @@ LOST_PROCESS_EXIT_CODE = 69
 
 Where JAX's runtime notices first, it aborts the process, which is exit code 134 in a shell."""
 
-_LONGEST_COMPILATION_S = 3600
+# For what one process does alone: compile, freeze a network.
+_LONGEST_WAIT_S = 3600
+_barriers = itertools.count()
 
 # Network file systems show a new file to other machines only after a while.
 _SEEN_WITHIN_S = 30.0
@@ -69,9 +72,14 @@ def check_mesh(mesh: Mesh) -> None:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process is here, which may take one of them minutes longer than another.
+
+    A message between devices is no way to wait: on CPUs it is given up after 30 seconds.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        # The service that processes meet at takes each name once; all come here in one order.
+        key = f"{name}-{next(_barriers)}"
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * _LONGEST_WAIT_S)
 
 
 def connect_devices(mesh: Mesh) -> None:
@@ -86,19 +94,6 @@ def connect_devices(mesh: Mesh) -> None:
     ones = jax.make_array_from_callback((mesh.size,), spread, lambda index: np.ones(1, np.int32))
     total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(ones)
     assert int(total) == mesh.size
-
-
-def wait_for_compilation(name: str) -> None:
-    """Waits until every process is here, which may take one of them minutes longer than another.
-
-    A message between devices is no way to wait: on CPUs it is given up after 30 seconds.
-
-    Args:
-      name: that no process gives twice.
-    """
-    multihost.get_barrier_sync_fn()(
-        key=f"compiled-{name}", timeout_ms=1000 * _LONGEST_COMPILATION_S
-    )
 
 
 def all_true(value: bool) -> bool:
@@ -163,7 +158,9 @@ def make_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         sign.touch()
     barrier("workdir")
-    blind = np.flatnonzero(_gathered(int(not _is_seen(sign))))
+    seen = _is_seen(sign)
+    barrier("looked")  # One may look for longer than a message between devices may take.
+    blind = np.flatnonzero(_gathered(int(not seen)))
     on_first(sign.unlink)
     if blind.size:
         raise ValueError(
