@@ -23,7 +23,7 @@ class Builder:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {"images": image_shape}
-        self._types = {"images": onnx.TensorProto.FLOAT}
+        self._types: dict[str, int] = {"images": onnx.TensorProto.FLOAT}
 
     def add(
         self,
