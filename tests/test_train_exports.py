@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +40,6 @@ def trained(tmp_path_factory, kept_compilations):
 @pytest.fixture
 def unfinished(trained, tmp_path):
     """The run as it is before its end, at which the network is frozen."""
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(trained[0], workdir)
     shutil.rmtree(workdir / "export")
@@ -204,6 +203,23 @@ def test_export_json_and_the_table_list_all_files(trained, monkeypatch):
     assert "layers with a float epilogue: 1 (sum over the pixels 1)" in " ".join(lines)
     (line,) = [line for line in lines if "openvino/model.bin" in line]
     assert line.endswith(" 7")
+
+
+def test_files_of_another_step_go(trained, monkeypatch, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[0], workdir, ignore=shutil.ignore_patterns("export"))
+    StandIns(monkeypatch)
+    directory = workdir / "export"
+
+    def export(formats):
+        loop.export(c.run_spec(config_of(formats)), workdir, console())
+        return sorted(path.name for path in directory.rglob("*.onnx"))
+
+    assert export("qonnx") == export("packed") == ["model.qonnx.onnx"]
+    described = json.loads((directory / "export.json").read_text())
+    (directory / "export.json").write_text(json.dumps({**described, "step": 1}))
+    assert export("packed") == []
+    assert (directory / "model.safetensors").exists()
 
 
 def test_mismatches_end_an_export_with_an_error(trained, monkeypatch):

@@ -106,8 +106,8 @@ class LossSpec:
       label_smoothing: share of the labels that is spread evenly over all classes.
       mixup_alpha: of the Beta distribution of how much of another example is mixed into each; 0 for
         none.
-      teacher: a float network whose output the phase learns: a workdir or checkpoint of this
-        package, or a file, as for `init_from`; "" for none.
+      teacher: a float network whose output the phase learns: a workdir or directory of checkpoints
+        of this package, or a file, as for `init_from`; "" for none.
       teacher_model: the teacher's key of `uniq_jax.models.MODELS`.
       teacher_options: further arguments of the teacher's network.
       teacher_weight: of the teacher's output; the labels have the rest. 1 is soft labels alone.
@@ -229,7 +229,7 @@ class RunSpec:
       model: the network.
       phases: in their order.
       export: of the last phase's network.
-      init_from: parameters to start from: a workdir or checkpoint of this package, or a file (of
+      init_from: parameters to start from: a workdir or directory of checkpoints, or a file (of
         PyTorch, .safetensors or .npz) under this package's or PyTorch's names; "" for none.
       mesh: devices along each axis; -1 for all the rest. Batches are spread over "data". Over
         "model" lie parts of each large parameter and of what the optimizer and the averages keep

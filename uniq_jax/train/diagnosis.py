@@ -73,7 +73,7 @@ def explained(
     seen: NotFinite,
     *,
     checkpoints: Path,
-    checkpoint_step: int | None,
+    checkpoint_step: Callable[[], int | None],
     stop: preemption.Stop,
 ) -> DivergedError:
     """The error to raise, after the steps since the last checkpoint were taken again.
@@ -84,7 +84,7 @@ def explained(
       begin: reads the newest checkpoint, or starts the phase anew.
       seen: what was noticed.
       checkpoints: their directory.
-      checkpoint_step: of the newest one; None without one.
+      checkpoint_step: of the newest one that `begin` could read; None without one.
       stop: ends the search.
     """
     what = "the state" if seen.loss is None else "the loss"
@@ -105,10 +105,11 @@ def explained(
     except Exception as error:  # What is known should be said whatever happens here.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         parts.append(f"the layer is not known ({reason[:200]})")
-    if checkpoint_step is None:
+    newest = checkpoint_step()
+    if newest is None:
         parts.append("there is no checkpoint of this phase yet")
     else:
-        parts.append(f"the last good checkpoint is {checkpoints / str(checkpoint_step)}")
+        parts.append(f"the last good checkpoint is {checkpoints / str(newest)}")
     since = f" (first at step {first})" if first is not None else ""
     return DivergedError(
         f"{what} of phase {phase.name!r} is {value} at step {seen.step}{since}; "
@@ -117,7 +118,7 @@ def explained(
         step=seen.step,
         first_step=first,
         layer=layer or None,
-        checkpoint_step=checkpoint_step,
+        checkpoint_step=newest,
     )
 
 

@@ -12,10 +12,12 @@ stablehlo   model.stablehlo                 `jax.export.deserialize`
 import dataclasses
 import importlib.metadata
 import importlib.util
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich import box
@@ -91,7 +93,7 @@ def write(run: Run, phase: PhaseSpec, step: int, frozen: Frozen, workdir: Path) 
     """
     spec, directory = run.spec.export, workdir / EXPORT_DIRECTORY
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / EXPORT_FILE).unlink(missing_ok=True)
+    before = _of_this_step(directory, phase.name, step)
     found, steps = frozen.check, frozen.network
     wants_steps = {"qonnx"} if spec.exact else {"onnx", "openvino", "qonnx"}
     if wants_steps.intersection(spec.names):
@@ -121,7 +123,7 @@ def write(run: Run, phase: PhaseSpec, step: int, frozen: Frozen, workdir: Path) 
         "step": step,
         "image_shape": frozen.network.graph.image_shape,
         "batch": spec.batch,
-        "files": files,
+        "files": {**before, **files},
         "check": {
             **dataclasses.asdict(found),
             "codes": found.codes,
@@ -136,6 +138,21 @@ def write(run: Run, phase: PhaseSpec, step: int, frozen: Frozen, workdir: Path) 
     }
     write_json(directory / EXPORT_FILE, description)
     return Exported(directory, files, found, float_epilogues)
+
+
+def _of_this_step(directory: Path, phase: str, step: int) -> dict[str, Any]:
+    """Removes `export.json`; returns what files it lists, or removes them if of another step."""
+    path = directory / EXPORT_FILE
+    if not path.exists():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    files = before["files"]
+    if (before["phase"], before["step"]) != (phase, step):
+        for name in (name for of_format in files.values() for name in of_format):
+            (directory / name).unlink(missing_ok=True)
+        files = {}
+    path.unlink()
+    return files
 
 
 def table(exported: Exported) -> Table:

@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def train(
     if processes.all_true((workdir / RESULT_FILE).exists()):
         say(console, f"{workdir} holds the finished run; nothing is left to train")
         return Result.read(workdir)
-    run = Run(spec, functools.partial(say, console))
+    run = Run(spec, _note(console))
     # Nothing is written before every network was built once, and the parameters read that they
     # start from or learn from.
     for phase in spec.phases:
@@ -126,7 +127,7 @@ def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]
       ValueError: if `workdir` belongs to another spec.
     """
     _check_workdir(spec, workdir)
-    run = Run(spec, functools.partial(say, console))
+    run = Run(spec, _note(console))
     phase, _, state = newest(run, workdir, console)
     return run.evaluator(run.program(phase))(*state.evaluated)
 
@@ -146,7 +147,7 @@ def export(spec: RunSpec, workdir: Path, console: Console) -> exports.Exported |
         raise ValueError("config.export.formats (='') must name a format for --mode=export")
     exports.check_installed(spec.export)
     _check_workdir(spec, workdir)
-    run = Run(spec, functools.partial(say, console))
+    run = Run(spec, _note(console))
     phase, step, state = newest(run, workdir, console)
     if phase.is_float:
         raise ValueError(
@@ -175,6 +176,13 @@ def newest(run: Run, workdir: Path, console: Console) -> tuple[PhaseSpec, int, T
             say(console, f"{phase.name}: step {step} of {run.total_steps(phase)}")
             return phase, step, state
     raise FileNotFoundError(f"workdir (={str(workdir)!r}) has no checkpoint to evaluate or export")
+
+
+def _note(console: Console) -> Callable[[str], None]:
+    """Tells of broken images: each process of its own, which no other reads."""
+    if processes.is_first():
+        return functools.partial(say, console)
+    return lambda line: print(f"process {jax.process_index()}: {line}", file=sys.stderr)
 
 
 def _abstract_state(run: Run, phase: PhaseSpec) -> TrainState:

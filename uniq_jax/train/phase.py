@@ -86,7 +86,7 @@ def train_phase(
             lambda: begin(latest),
             seen,
             checkpoints=directory / "checkpoints",
-            checkpoint_step=max(latest.steps, default=None),
+            checkpoint_step=lambda: max(latest.steps, default=None),
             stop=stop,
         )
 

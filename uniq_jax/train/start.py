@@ -235,7 +235,7 @@ def read_source(
 
     Args:
       path: a file that `interop.read_state_dict` reads, named as here or as in PyTorch; a workdir,
-        of whose phases one's best checkpoint is taken; a directory of checkpoints; or a checkpoint.
+        of whose phases one's best checkpoint is taken; or a directory of checkpoints.
       key: for messages.
       phases: of a workdir, those to look in first; then its phases from the last to the first.
 
