@@ -12,7 +12,8 @@ from test_deploy_freeze import images, network, unsettled
 
 from uniq_jax import calibrate, deploy, models
 from uniq_jax import nn as qnn
-from uniq_jax.deploy import integers, onnx_arithmetic
+from uniq_jax.deploy import onnx_arithmetic
+from uniq_jax.deploy.digits import kernel_digits
 from uniq_jax.deploy.graph import Graph, Node
 from uniq_jax.deploy.network import About, FrozenNetwork
 from uniq_jax.deploy.thresholds import ALWAYS, NEVER
@@ -352,7 +353,7 @@ def test_digits_sum_to_levels_and_stay_exact(grid):
     whole = max(factor * grid[1], factor * (2 ** grid[0] - 1 - grid[1]))
     for taps in (9, 1000, 20000, 60000):
         largest = int(taps * 255 * whole)
-        digits = integers.kernel_digits(codes, grid, largest)
+        digits = kernel_digits(codes, grid, largest)
         total = sum(place * digit.astype(np.int64) for place, digit in digits)
         np.testing.assert_array_equal(total, factor * codes - factor * grid[1])
         biggest = max(np.abs(digit.astype(int)).max() for _, digit in digits)

@@ -8,9 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from uniq_jax.nn import levels
 from uniq_jax.quantizers import Grid
 
 # Up to this many thresholds each has a comparison; more are found by a guess and two comparisons.
@@ -64,34 +62,6 @@ def codes_of(operands: Any, form: Form) -> Any:
 def levels_of(operands: jax.Array, form: Form) -> jax.Array:
     """The integer levels of operands, float32."""
     return operands.astype(jnp.float32) * form.factor + form.shift
-
-
-def kernel_digits(
-    codes: np.ndarray, grid: tuple[int, float], largest_sum: int
-) -> list[tuple[int, np.ndarray]]:
-    """The levels of a kernel as the sum of `place * digits`.
-
-    Args:
-      codes: of the kernel.
-      grid: its bits and offset.
-      largest_sum: of products of levels.
-
-    Returns:
-      Places and int8 digits, as few as keep the sums of their products below 2**24.
-    """
-    whole = levels.largest_level(Grid(*grid))
-    grid_form = form(*grid)
-    operands = codes.astype(np.int32) * grid_form.code_factor + grid_form.code_shift
-    rest = operands * grid_form.factor + grid_form.shift
-    # Digits from -largest to largest, so that none is left over.
-    largest = min(127, (levels.EXACT - 1) * whole // largest_sum)
-    base = 2 * largest + 1
-    digits = []
-    while np.any(rest):
-        digit = (rest + largest) % base - largest
-        digits.append((base ** len(digits), digit.astype(np.int8)))
-        rest = (rest - digit) // base
-    return digits
 
 
 def count_below(x: jax.Array, thresholds: jax.Array) -> jax.Array:

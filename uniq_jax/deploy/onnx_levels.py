@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from uniq_jax.deploy import integers
+from uniq_jax.deploy.digits import kernel_digits
 from uniq_jax.deploy.graph import Node
 from uniq_jax.deploy.onnx_emitter import Codes, Emitter, code_name
 from uniq_jax.deploy.onnx_operations import (
@@ -115,7 +116,7 @@ def _stored_levels(emitter: Emitter, codes: np.ndarray, grid: tuple[int, float])
 def _digit_product(emitter: Emitter, node: Node, x: str, codes: np.ndarray) -> str:
     """A product of levels as int32: of the kernel's digits, whose float32 sums are exact."""
     total, make = "", emitter.make
-    for place, digits in integers.kernel_digits(codes, node["weight"], node["largest_sum"]):
+    for place, digits in kernel_digits(codes, node["weight"], node["largest_sum"]):
         digit = make("Cast", make.constant(digits), to=FLOAT)
         part = make("Cast", multiplied(emitter, node, x, digit), to=INT32)
         part = make("Mul", part, make.constant(np.int32(place)))

@@ -8,6 +8,7 @@ import numpy as np
 
 from uniq_jax.deploy import integers
 from uniq_jax.deploy.channels_first import ChannelsFirst
+from uniq_jax.deploy.digits import kernel_digits
 from uniq_jax.deploy.graph import Node
 from uniq_jax.deploy.onnx_builder import onnx
 from uniq_jax.deploy.qonnx_builder import QONNX, Builder
@@ -239,7 +240,7 @@ class _Writer:
         Their sums are added as int32, and rounded to float32 once, as the frozen network has it.
         """
         total, shape = "", (self.batch, *self.network.shapes[node.name][1:])
-        digits = integers.kernel_digits(codes, node["weight"], node["largest_sum"])
+        digits = kernel_digits(codes, node["weight"], node["largest_sum"])
         for i, (place, values) in enumerate(digits):
             name, bits = f"{node.name}_digit{i}", int(np.abs(values).max()).bit_length() + 1
             offset = 2 ** (bits - 1)
