@@ -118,7 +118,7 @@ exports: $(DEV) ## exported ResNet-20s in OpenVINO and QONNX, code by code (need
 exact: $(DEV) $(TFDS) ## frozen networks against training, code by code: every method, width and network; hours (needs UNIQ_JAX_SHARED)
 	@$(RUN) benchmarks/exact.py --data_dir=runs/tfds --jobs=2
 
-bench: $(DEV) ## every figure that has a goal, beside it; most of an hour (photos need UNIQ_JAX_SHARED)
+bench: $(DEV) ## every figure that has a goal, beside it; ten minutes and more (photos need UNIQ_JAX_SHARED)
 	@$(TRAIN) benchmarks/inference.py
 	@$(TRAIN) benchmarks/train_step.py
 	@$(TRAIN) benchmarks/quantizers.py
