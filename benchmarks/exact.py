@@ -18,10 +18,7 @@ last line is the verdict.
 """
 
 import argparse
-import ast
 import collections
-import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -36,11 +33,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from exact_cases import NETWORKS, Case, cases
+from exact_foundation import foundation_of
 from exact_runtimes import EXACT, compared
 from exact_ties import tie, tied_images, ties
 from flax import nnx
 
-import uniq_jax
 from uniq_jax import calibrate, data, deploy, models
 from uniq_jax.models.activations import BiasedPRelu
 
@@ -49,8 +46,6 @@ _TRAINED = "resnet20"
 _BATCH = 100
 # Of so many images, ties are counted.
 _TIE_IMAGES = 10
-_DECISIVE = ("runtime_images", "qonnx_images", "steps")
-_VERSIONS = ("jax", "jaxlib", "flax", "numpy", "onnx", "onnxruntime", "openvino", "qonnx")
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
@@ -78,7 +73,7 @@ def main() -> None:
 
     out = pathlib.Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    foundation = _foundation(arguments)
+    foundation = foundation_of(arguments)
     train, test = (data.load("cifar10", split=s, data_dir=arguments.data_dir) for s in _SPLITS)
     starts = None
     wanted = list(cases(arguments.networks, arguments.methods, arguments.bits))
@@ -131,46 +126,9 @@ def _share(jobs: int) -> None:
         child.wait()
 
 
-def _foundation(arguments: argparse.Namespace) -> str:
-    """A digest of what a case's numbers come from, beside its name and how many images it has.
-
-    That is the code that makes frozen networks and compares them, comments and docstrings aside;
-    how much is compared elsewhere; and the versions of what runs.
-    """
-    package, here = pathlib.Path(uniq_jax.__file__).parent, pathlib.Path(__file__).parent
-    rooms = ("quantizers", "nn", "models", "deploy")
-    paths = [path for room in rooms for path in package.glob(f"{room}/*.py")]
-    paths += [package / f"{name}.py" for name in ("quantization", "rules", "exact")]
-    paths += here.glob("exact_*.py")
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(f"{path.parent.name}/{path.name}\0{_code(path)}\0".encode())
-    digest.update(repr([getattr(arguments, name) for name in _DECISIVE]).encode())
-    digest.update(repr([importlib.metadata.version(name) for name in _VERSIONS]).encode())
-    return digest.hexdigest()[:16]
-
-
 def _done(path: pathlib.Path) -> dict[str, Any]:
     """A case's kept result; {} if there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _code(path: pathlib.Path) -> str:
-    """What Python makes of a file, without its docstrings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [line for line in body if not _is_text(line)]
-    return ast.dump(tree)
-
-
-def _is_text(line: ast.AST) -> bool:
-    return (
-        isinstance(line, ast.Expr)
-        and isinstance(line.value, ast.Constant)
-        and isinstance(line.value.value, str)
-    )
 
 
 def _differing(numbers: Mapping[str, int]) -> str:

@@ -10,10 +10,10 @@ BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 _DIRECTORIES = [str(BENCHMARKS), str(BENCHMARKS / "accelerators")]
 sys.path[:0] = _DIRECTORIES
 try:
-    names = "measure table collectives scaling steps exact_cases programs accuracy accuracy_runs"
-    measure, table, collectives, scaling, steps, exact_cases, programs, accuracy, accuracy_runs = (
-        map(importlib.import_module, names.split())
-    )
+    first = ["measure", "table", "collectives", "scaling", "steps", "programs"]
+    measure, table, collectives, scaling, steps, programs = map(importlib.import_module, first)
+    others = ("exact_cases", "exact_foundation", "accuracy", "accuracy_runs")
+    exact_cases, exact_foundation, accuracy, accuracy_runs = map(importlib.import_module, others)
 finally:
     for directory in _DIRECTORIES:
         sys.path.remove(directory)

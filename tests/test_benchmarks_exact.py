@@ -1,7 +1,9 @@
 """Which networks `make exact` compares."""
 
+import argparse
+
 import pytest
-from benchmark_scripts import exact_cases
+from benchmark_scripts import exact_cases, exact_foundation
 from flax import nnx
 
 from uniq_jax import deploy
@@ -42,3 +44,26 @@ def test_a_case_says_whether_layers_stay_float(method, bits, ends):
     assert len(layers) == len(
         [m for _, m in nnx.iter_modules(case.create()) if hasattr(m, "kernel")]
     )
+
+
+def test_code_is_what_python_makes_of_it(tmp_path):
+    path = tmp_path / "module.py"
+
+    def code(text):
+        path.write_text(text)
+        return exact_foundation.code_of(path)
+
+    plain = code("def f(x):\n    return x + 1\n")
+    told = code('"""A module."""\n\ndef f(x):  # Why.\n    """One more."""\n    return x + 1\n')
+    assert told == plain
+    assert code("def f(x):\n    return x + 2\n") != plain
+    assert code("def f(x):\n    return 'text'\n") != code("def f(x):\n    return 'other'\n")
+
+
+def test_results_of_fewer_images_elsewhere_are_others():
+    numbers = {"runtime_images": 50, "qonnx_images": 5, "steps": 300}
+    arguments = [argparse.Namespace(**numbers), argparse.Namespace(**{**numbers, "steps": 1})]
+    first, again, other = (
+        exact_foundation.foundation_of(a) for a in (arguments[0], arguments[0], arguments[1])
+    )
+    assert first == again != other
