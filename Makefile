@@ -141,7 +141,7 @@ peers: ## training steps beside those of Brevitas and qwix, in an environment of
 	@$(MAKE) --no-print-directory VENV=.venv-peers time-peers
 
 time-peers: $(PEERS)
-	@$(RUN) benchmarks/peers/compare.py
+	@$(TRAIN) benchmarks/peers/compare.py
 
 update-constraints: $(DEV) ## resolve the newest dependencies anew and write constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/resolved.json -e '.[dev]'
