@@ -12,6 +12,11 @@ momentum. JAX compiles what it runs, PyTorch runs operation by operation, as mos
 both have all cores of the process.
 """
 
+import os
+
+# PyTorch's threads would wait for their next work on the cores that the other side runs on.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import functools
 import importlib.metadata
