@@ -11,7 +11,7 @@ from flax import nnx
 from small_runs import StopAt, get_config, train
 
 from uniq_jax import config as c
-from uniq_jax.train import start, watching
+from uniq_jax.train import diagnosis, start, watching
 from uniq_jax.train.diagnosis import DivergedError
 from uniq_jax.train.run import Run
 from uniq_jax.train.watching import Finding
@@ -82,6 +82,18 @@ def test_the_order_of_layers_decides():
     assert found == Finding("a/b", "its input holds inf")
     found = watching._in_backward(["a", "b"], {"a/kernel": 2, "b/kernel": 1, "b/bias": 0})
     assert found == Finding("b", "its output is finite, but the gradient of its kernel holds inf")
+
+
+def test_estimated_statistics_that_are_not_finite_are_told_from_training(fresh):
+    run, _ = fresh
+    phase = run.spec.phases[0]
+    state = start.fresh_state(run.builder(phase), run.program(phase), run.mesh)
+    diagnosis.check_estimated("float", 12, 3, state)
+    broken = jax.tree.map(lambda x: x * np.nan, state.statistics)
+    with pytest.raises(DivergedError, match=r"estimated on 3 batches after step 12, are not") as e:
+        diagnosis.check_estimated("float", 12, 3, state.with_evaluated_statistics(broken))
+    assert (e.value.phase, e.value.step, e.value.layer) == ("float", 12, None)
+    assert "config.float.batch_norm_batches=0" in str(e.value)
 
 
 def test_a_run_that_diverges_says_when_where_and_what_is_left(kept_compilations, tmp_path):

@@ -66,6 +66,28 @@ def check(step: int, state: TrainState) -> None:
         raise NotFinite(step)
 
 
+def check_estimated(phase: str, step: int, batches: int, state: TrainState) -> None:
+    """Raises a DivergedError unless statistics that were estimated anew are finite.
+
+    Args:
+      phase: its name.
+      step: the last one, after which all was finite.
+      batches: that they were estimated on.
+      state: with them.
+    """
+    if not watching.is_finite(state):
+        raise DivergedError(
+            f"the batch-norm statistics of phase {phase!r}, estimated on {batches} batches after "
+            f"step {step}, are not finite, though the state of that step is; "
+            f"config.{phase}.batch_norm_batches=0 keeps those of training",
+            phase=phase,
+            step=step,
+            first_step=None,
+            layer=None,
+            checkpoint_step=None,
+        )
+
+
 def explained(
     run: Run,
     phase: PhaseSpec,

@@ -189,7 +189,7 @@ def _train(
                 progress.note(f"{phase.name}: estimates batch-norm statistics on {count} batches")
                 estimated = run.estimate_statistics(program, *state.evaluated, count, stop)
                 state = state.with_evaluated_statistics(estimated)
-                diagnosis.check(step, state)
+                diagnosis.check_estimated(phase.name, step, count, state)
             if evaluates(step):
                 values = evaluate(*state.evaluated)
                 accuracy = values["test_accuracy"]
