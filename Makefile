@@ -91,6 +91,8 @@ accuracy-cifar: $(DEV) $(TFDS) ## the README's accuracies on CIFAR-10; an hour a
 	@$(RUN) benchmarks/accuracy.py table
 
 $(TFDS): | $(DEV)
+	@test -f $(SHARED)/data/prepare_tfds.py || { \
+	    echo "no real data: $(SHARED)/data/prepare_tfds.py is missing; set UNIQ_JAX_SHARED"; exit 1; }
 	@$(PY) $(SHARED)/data/prepare_tfds.py runs/tfds && touch $@
 
 cifar: $(DEV) ## two epochs of CIFAR-10, killed and resumed (needs UNIQ_JAX_SHARED)

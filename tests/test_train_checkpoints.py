@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 
 from uniq_jax.train import checkpoints as module
+from uniq_jax.train import processes
 from uniq_jax.train.checkpoints import Checkpoints, Progressed, read_model
 from uniq_jax.train.logs import remove_torn_files, write_json
 
@@ -120,8 +122,9 @@ def test_a_checkpoint_that_was_never_finished_is_invisible_and_goes(two, tmp_pat
     notes = []
     with contextlib.closing(Checkpoints(directory, note=notes.append)) as checkpoints:
         assert checkpoints.restore(arrays(0))[0] == 1
+        checkpoints.save(3, arrays(3), Progressed({}, 0.5, 1.0))  # Waits until it is gone.
     assert notes == []
-    assert [path.name for path in directory.iterdir()] == ["1"]
+    assert sorted(path.name for path in directory.iterdir()) == ["1", "3"]
 
 
 def test_reading_leaves_everything_where_another_process_trains(two, tmp_path):
@@ -140,7 +143,7 @@ def test_reading_leaves_everything_where_another_process_trains(two, tmp_path):
     assert note.endswith("; the one before it is taken")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("out of memory")])
+@pytest.mark.parametrize("error", [MemoryError(), JaxRuntimeError("out of memory")])
 def test_what_is_no_fault_of_the_checkpoint_does_not_set_it_aside(error, two, monkeypatch):
     def fails(*arguments):
         raise error
@@ -152,6 +155,15 @@ def test_what_is_no_fault_of_the_checkpoint_does_not_set_it_aside(error, two, mo
     ):
         checkpoints.restore(arrays(0))
     assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(("states", "error"), [([0, 1], OSError), ([1, 2], JaxRuntimeError)])
+def test_others_hear_why_one_could_not_read(states, error, monkeypatch):
+    """So that none sets a checkpoint aside for which another one's memory was too small."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_gathered", lambda value: np.asarray(states))
+    with pytest.raises(error, match="process 1 "):
+        processes.together(lambda: None)
 
 
 def test_arrays_may_be_given_up_while_they_are_saved(tmp_path):

@@ -106,6 +106,7 @@ def together(function: Callable[[], T]) -> T:
 
     Raises:
       OSError: on the processes where the function did not fail itself.
+      jax.errors.JaxRuntimeError: there, if it failed for want of memory or of another process.
     """
     if jax.process_count() == 1:
         return function()
@@ -114,9 +115,15 @@ def together(function: Callable[[], T]) -> T:
         result = function()
     except Exception as error:
         failure = error
-    failed = np.flatnonzero(_gathered(int(failure is not None)))
+    wanting = isinstance(failure, MemoryError | jax.errors.JaxRuntimeError)
+    states = _gathered(int(failure is not None) + int(wanting))
     if failure is not None:
         raise failure
+    if np.any(states == 2):
+        raise jax.errors.JaxRuntimeError(
+            f"process {_numbers(np.flatnonzero(states == 2))} lacked memory, or another process"
+        )
+    failed = np.flatnonzero(states)
     if failed.size:
         raise OSError(f"process {_numbers(failed)} failed to read it")
     return result  # pyright: ignore[reportReturnType]
