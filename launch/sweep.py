@@ -14,9 +14,9 @@ ARGUMENTS go to uniq_jax.main in all runs.
 
 The runs are trained one after another, or --jobs at a time, whose output is in log.txt of each
 directory. A finished one is skipped, an unfinished one goes on, and where one fails it is named at
-the end, with the exit code 1. `--slurm=FILE` writes a job array for `sbatch FILE` in place of that.
-WORKDIR/sweep.csv and sweep.md hold the table; --collect only makes it anew. PYTHON names the
-interpreter of the runs, by default this one.
+the end, with the exit code 1; 75 says that runs were only stopped. `--slurm=FILE` writes a job
+array for `sbatch FILE` in place of that. WORKDIR/sweep.csv and sweep.md hold the table; --collect
+only makes it anew. PYTHON names the interpreter of the runs, by default this one.
 """
 
 import argparse
@@ -47,6 +47,8 @@ COLUMNS = {
     "seconds": lambda v: f"{v:.0f}",
 }
 LONGEST_NAME = 120
+# Exit code of a run that was told to stop, and saved.
+STOPPED = 75
 
 
 class SweepError(ValueError):
@@ -245,15 +247,19 @@ def main(argv: list[str]) -> int:
         options.slurm.write_text(script, encoding="utf-8")
         console.print(f"wrote {len(left)} of {len(commands)} runs; now: sbatch {options.slurm}")
         return 0
-    failed = {}
+    unfinished = {}
     if not options.collect:
-        failed = train(console, commands, workdirs, left, options.jobs)
+        unfinished = train(console, commands, workdirs, left, options.jobs)
     rows = collect(workdirs)
     write(rows, directory)
     console.print(table(rows))
-    for name, what in failed.items():
+    for name, code in unfinished.items():
+        what = "is not finished" if code == STOPPED else f"failed with exit code {code}"
         print(f"sweep.py: run {name} {what}", file=sys.stderr)
-    return 1 if failed else 0
+    if set(unfinished.values()) == {STOPPED}:
+        print("sweep.py: was stopped; the same command goes on", file=sys.stderr)
+        return STOPPED
+    return 1 if unfinished else 0
 
 
 def train(
@@ -262,8 +268,11 @@ def train(
     workdirs: Mapping[str, Path],
     left: list[str],
     jobs: int,
-) -> dict[str, str]:
-    """Runs what is left, `jobs` at a time; returns names of what is not finished, and why."""
+) -> dict[str, int]:
+    """Runs what is left, `jobs` at a time; exit codes of what is not finished, by name.
+
+    What was not begun, as a signal came before, counts as stopped.
+    """
     heads = {name: f"[{i}/{len(commands)}] {name}" for i, name in enumerate(commands, start=1)}
     for name in commands:
         if name not in left:
@@ -279,13 +288,13 @@ def train(
 
     def ended(name: str, status: int) -> None:
         if jobs > 1:
-            console.print(f"{heads[name]}: {'failed' if status else 'done'}")
+            word = {0: "done", STOPPED: "stopped"}.get(status, "failed")
+            console.print(f"{heads[name]}: {word}")
 
     statuses = run_all(
         {name: commands[name] for name in left}, jobs=jobs, log=log, began=began, ended=ended
     )
-    failed = {name: f"failed with exit code {code}" for name, code in statuses.items() if code}
-    return {**failed, **{name: "did not begin" for name in left if name not in statuses}}
+    return {name: code for name in left if (code := statuses.get(name, STOPPED))}
 
 
 if __name__ == "__main__":

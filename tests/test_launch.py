@@ -327,6 +327,17 @@ def test_runs_at_a_time_have_logs_of_their_own(swept, capfd):
     assert "--jobs (=0) must be at least 1" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("codes", "wanted"), [((75, 0, 75), 75), ((75, 3, 0), 1)])
+def test_a_sweep_tells_what_was_stopped_from_what_failed(codes, wanted, swept, capfd):
+    cases = "".join(f"*seed={i}*) exit {code};; " for i, code in enumerate(codes, start=1))
+    (swept / "python").write_text(f'#!/bin/sh\ncase "$*" in {cases}esac\n')
+    assert sweep.main(arguments(swept)) == wanted
+    lines = capfd.readouterr().err.splitlines()
+    assert "sweep.py: run seed=1 is not finished" in lines
+    assert any("failed" in line for line in lines) == (wanted == 1)
+    assert any("same command goes on" in line for line in lines) == (wanted == 75)
+
+
 def third_directory(swept):
     (directory,) = (swept / "runs").glob("seed=3*")
     return directory

@@ -260,6 +260,33 @@ def test_no_step_is_reported_before_it_is_done(monkeypatch, tmp_path):
     assert done == [True] * 8
 
 
+def test_layers_that_there_is_no_room_to_measure_are_not_measured(monkeypatch, tmp_path):
+    config = c.base()
+    config.data.batch_size = config.data.eval_batch_size = 32
+    config.data.train_split, config.data.test_split = "train[:128]", "test[:64]"
+    config.model.name, config.model.options = "resnet8", {"width": 4}
+    config.tensorboard = False
+    config.layer_metrics_every_steps = 2
+    config.phases = ("quantized",)
+    config.quantized = c.phase("uniq", weight_bits=2, activation_bits=2, total_epochs=1.0)
+    config.export.formats = ""
+    compile_step = memory.compile_step
+
+    def with_little_room(step, arguments, *, what="", limit_gib, **options):
+        limit_gib = 1e-6 if what else limit_gib
+        return compile_step(step, arguments, what=what, limit_gib=limit_gib, **options)
+
+    monkeypatch.setattr(memory, "compile_step", with_little_room)
+    console = Console(record=True, width=300)
+    workdir = tmp_path / "run"
+    result = loop.train(c.run_spec(config), workdir, console)
+    assert result.steps == 4
+    (line,) = [line for line in console.export_text().splitlines() if "not measured" in line]
+    assert "quantized: its layers are not measured: that takes" in line
+    assert "allows 0.00 MiB. Training goes on." in line
+    assert not (workdir / "quantized" / "layers.json").exists()
+
+
 def check_none_after_the_first(events):
     """Each kind may compile in its first call alone."""
     met = set()

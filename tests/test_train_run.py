@@ -12,6 +12,7 @@ import time
 import pytest
 from small_runs import NETWORK
 
+from uniq_jax.train import exclusive
 from uniq_jax.train.logs import read_metrics
 
 CONFIG = """
@@ -308,6 +309,16 @@ def test_a_workdir_that_cannot_be_written_is_named(light_config_file, tmp_path, 
     assert process.returncode == 1
     assert str(workdir) in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_a_workdir_that_another_process_writes_is_refused(copy, config_file, run_main):
+    before = files(copy)
+    with exclusive.writing(copy):
+        process = run_main(f"--config={config_file}", f"--workdir={copy}")
+    assert process.returncode == 1
+    assert f"is being written by process {os.getpid()} on" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert files(copy) == before
 
 
 def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(

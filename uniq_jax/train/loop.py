@@ -17,6 +17,7 @@ from uniq_jax import deploy
 from uniq_jax.spec import PhaseSpec, RunSpec, differences, to_json
 from uniq_jax.train import (
     environment,
+    exclusive,
     exports,
     frozen,
     handover,
@@ -61,6 +62,7 @@ def train(
       ValueError: if the spec doesn't fit its data or devices, or `workdir` belongs to another spec,
         or what it starts or learns from has changed since it began.
       FileNotFoundError: if the data, or what to start from, is not there.
+      BlockingIOError: if another process trains in `workdir`.
       OSError: if `workdir` cannot be written.
       DivergedError: if the loss is no longer finite.
     """
@@ -82,13 +84,31 @@ def train(
     digests = source_digests.digests(spec)
     if (workdir / CONFIG_FILE).exists() and _has_begun(workdir):
         source_digests.check(spec, workdir, digests)
-    is_first = jax.process_index() == 0
     processes.make_workdir(workdir, to_json(spec))
-    if is_first:
-        remove_torn_files(workdir)
-        source_digests.write(workdir, digests)  # First: what has a config has begun.
-        write_json(workdir / CONFIG_FILE, to_json(spec))
-        environment.record(workdir, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
+    is_first = jax.process_index() == 0
+    with exclusive.writing(workdir) if is_first else contextlib.nullcontext():
+        if is_first:
+            remove_torn_files(workdir)
+            source_digests.write(workdir, digests)  # First: what has a config has begun.
+            write_json(workdir / CONFIG_FILE, to_json(spec))
+            environment.record(workdir, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
+        result = _result(
+            run, workdir, _outcomes(run, workdir, sources, console, stop), console, stop
+        )
+        if is_first:
+            result.write(workdir)
+    return result
+
+
+def _outcomes(
+    run: Run,
+    workdir: Path,
+    sources: Mapping[str, handover.Source | None],
+    console: Console,
+    stop: preemption.Stop,
+) -> dict[str, Outcome]:
+    """Trains what is left of each phase; what all of them reached."""
+    spec, is_first = run.spec, jax.process_index() == 0
     outcomes: dict[str, Outcome] = {}
     with MetricsWriter(workdir, tensorboard=spec.tensorboard, enabled=is_first) as writer:
         for phase in spec.phases:
@@ -97,23 +117,20 @@ def train(
             outcome_path = directory / OUTCOME_FILE
             if processes.all_true(outcome_path.exists()):
                 outcomes[phase.name] = Outcome(**json.loads(outcome_path.read_text()))
-            else:
-                outcome = outcomes[phase.name] = train_phase(
-                    run,
-                    phase,
-                    directory,
-                    source=sources[phase.name],
-                    writer=writer,
-                    console=console,
-                    seconds_before=max((o.seconds for o in outcomes.values()), default=0.0),
-                    stop=stop,
-                )
-                if is_first:
-                    write_json(outcome_path, dataclasses.asdict(outcome))
-    result = _result(run, workdir, outcomes, console, stop)
-    if is_first:
-        result.write(workdir)
-    return result
+                continue
+            outcome = outcomes[phase.name] = train_phase(
+                run,
+                phase,
+                directory,
+                source=sources[phase.name],
+                writer=writer,
+                console=console,
+                seconds_before=max((o.seconds for o in outcomes.values()), default=0.0),
+                stop=stop,
+            )
+            if is_first:
+                write_json(outcome_path, dataclasses.asdict(outcome))
+    return outcomes
 
 
 def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]:

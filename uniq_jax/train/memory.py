@@ -52,8 +52,17 @@ class StepMemory:
         return f"{_size(self.total)} ({_size(kept)} kept, {_size(self.temporaries)} for a step)"
 
 
+class MemoryShortage(ValueError):
+    """A device cannot hold what a program takes; the message has both, and advice."""
+
+
 def compile_step(
-    step: Any, arguments: Sequence[Any], *, limit_gib: float, advice: str
+    step: Any,
+    arguments: Sequence[Any],
+    *,
+    limit_gib: float,
+    advice: str,
+    what: str = "a training step",
 ) -> tuple[jax.stages.Compiled, str]:
     """Compiles a jitted step ahead of time, if a device can hold what it takes.
 
@@ -63,12 +72,13 @@ def compile_step(
         shardings.
       limit_gib: memory of each device that it may take; 0 for what `available` finds.
       advice: what takes less memory, for the message.
+      what: the step's name there.
 
     Returns:
       The compiled step, which is called with such arguments; and a line on what it takes.
 
     Raises:
-      ValueError: if it takes more than there is, or the compiler runs out of memory.
+      MemoryShortage: if it takes more than there is, or the compiler runs out of memory.
     """
     try:
         compiled = step.lower(*arguments).compile()
@@ -76,16 +86,15 @@ def compile_step(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = str(error).splitlines()[0]
-        raise ValueError(f"a training step does not fit: {reason[:200]}. {advice}") from error
+        raise MemoryShortage(f"{what} does not fit: {reason[:200]}. {advice}") from error
     needed = StepMemory.of(compiled)
     if needed is None:
         return compiled, "a step takes an unknown part of each device's memory"
     limit = round(limit_gib * _GIB) or available(held=needed.arguments)
     if needed.total > limit:
         source = f"config.memory_limit_gib (={limit_gib}) allows" if limit_gib else "there are"
-        raise ValueError(
-            f"a training step takes {needed} of each device, of which {source} {_size(limit)}. "
-            f"{advice}"
+        raise MemoryShortage(
+            f"{what} takes {needed} of each device, of which {source} {_size(limit)}. {advice}"
         )
     return compiled, f"a step takes {needed} of each device's {_size(limit)}"
 

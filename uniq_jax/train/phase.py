@@ -154,7 +154,7 @@ def _train(
         )
         stack.enter_context(processes.ends_when_one_is_lost())
         evaluate, teacher = run.evaluator(program, stop), run.teacher(phase)
-        layer_log = LayerLog(run, program, phase, directory, writer, total_steps)
+        layer_log = LayerLog(run, program, phase, directory, writer, total_steps, progress.note)
         started_s = time.monotonic()
         step_fn, memory = run.compiled_step(phase, program, state, teacher)
         processes.barrier("compiled")

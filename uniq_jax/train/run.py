@@ -197,7 +197,7 @@ class Run:
         """`train_step`, compiled ahead of time; with a line on the memory it takes.
 
         Raises:
-          ValueError: if a device cannot hold what a step takes; the message gives advice.
+          MemoryShortage: if a device cannot hold what a step takes; the message gives advice.
         """
         shapes = {"image": (self.train_data.image_shape, np.uint8), "label": ((), np.int32)}
         spread = sharding.batch_sharding(self.mesh)
