@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from small_runs import StopAt, get_config, train
 
@@ -275,3 +276,10 @@ def test_a_run_stopped_before_its_network_is_frozen_goes_on_there(unfinished):
     assert "freezes the network" in train(config_of(), unfinished)
     assert Result.read(unfinished).mismatching_codes == 0
     assert not torn.exists()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF"])
+def test_samples_are_named_as_what_they_are(kind):
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, kind)
+    assert exports._suffix(file.getvalue()) == {"JPEG": "jpg"}.get(kind, kind.lower())

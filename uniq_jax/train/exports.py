@@ -238,5 +238,10 @@ def _write_samples(run: Run, directory: Path, count: int) -> None:
         labels = [record.label for record in records]
     for row, image, label in zip(rows, encoded, labels):
         name = re.sub(r"[^\w-]+", "_", source.class_names[label])[:40]
-        suffix = "png" if image.startswith(b"\x89PNG") else "jpg"
-        (directory / f"{row:03}_is_{name}.{suffix}").write_bytes(image)
+        (directory / f"{row:03}_is_{name}.{_suffix(image)}").write_bytes(image)
+
+
+def _suffix(image: bytes) -> str:
+    """Of a file of one of the kinds that are read."""
+    begins = {b"\x89PNG": "png", b"BM": "bmp", b"GIF8": "gif"}
+    return next((begins[mark] for mark in begins if image.startswith(mark)), "jpg")
