@@ -138,15 +138,15 @@ PAIRS: dict[str, tuple[float | None, str, Callable[[], Run], Callable[[], Run]]]
     ),
     "int_openvino_binary": (
         7.0,
-        "OpenVINO, UniQ W1A1: float / BinaryConvolution, exact",
-        lambda: openvino(float_onnx("uniq")),
-        lambda: openvino_file("uniq", "uniq", 1, True),
-    ),
-    "int_openvino_binary_shortcuts": (
-        None,
-        "OpenVINO, the same with binary shortcuts: float / BinaryConvolution, exact",
+        "OpenVINO, UniQ W1A1 between float ends: float / BinaryConvolution, exact",
         lambda: openvino(float_onnx("uniq")),
         lambda: openvino_file("binary_shortcuts", "uniq", 1, True),
+    ),
+    "int_openvino_binary_preset": (
+        None,
+        "OpenVINO, the same with the preset's float shortcuts: float / BinaryConvolution, exact",
+        lambda: openvino(float_onnx("uniq")),
+        lambda: openvino_file("uniq", "uniq", 1, True),
     ),
     "int_ort_uniq": (
         2.2,
