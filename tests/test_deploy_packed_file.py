@@ -115,6 +115,25 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     safetensors.numpy.save_file({"w": np.zeros(3)}, path)
     with pytest.raises(ValueError, match="holds no frozen network"):
         deploy.load(path)
+    for dtype, size in (("BF16", 2), ("F8_E4M3", 1)):
+        tensor = {"dtype": dtype, "shape": [4], "data_offsets": [0, 4 * size]}
+        path.write_bytes(described({"w": tensor}) + bytes(4 * size))
+        with pytest.raises(ValueError, match="holds no frozen network"):
+            deploy.load(path)
+        metadata = {"format": "uniq_jax.frozen", "format_version": "1"}
+        path.write_bytes(described({"__metadata__": metadata, "w": tensor}) + bytes(4 * size))
+        with pytest.raises(ValueError, match=f"has a tensor of dtype '{dtype}', which no frozen"):
+            deploy.load(path)
+    for header in ([], {"__metadata__": 3}):
+        path.write_bytes(described(header))
+        with pytest.raises(ValueError, match=r"no \.safetensors file"):
+            deploy.load(path)
+
+
+def described(header):
+    """The header of a .safetensors file."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text
 
 
 @pytest.mark.parametrize(

@@ -108,12 +108,12 @@ class _Refused(ValueError):
 def _read(data: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Metadata and arrays of a file whose checksum is right."""
     try:
-        arrays = safetensors.numpy.load(data)
         size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-    except (safetensors.SafetensorError, ValueError) as error:
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+        is_frozen = metadata.get("format") == _FORMAT
+    except (AttributeError, ValueError) as error:
         raise _Refused(f"is truncated, or no .safetensors file: {error}") from error
-    if metadata.get("format") != _FORMAT:
+    if not is_frozen:
         raise _Refused("is a .safetensors file, but holds no frozen network")
     version = metadata.get("format_version", "")
     if not version.isdecimal():
@@ -123,6 +123,12 @@ def _read(data: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
             f"has format version {version}, and this package knows {_VERSION}; it takes a newer "
             "uniq_jax"
         )
+    try:
+        arrays = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise _Refused(f"is truncated, or no .safetensors file: {error}") from error
+    except KeyError as error:
+        raise _Refused(f"has a tensor of dtype {error}, which no frozen network has") from error
     given = metadata.pop("checksum", "")
     if given != _checksum(metadata, arrays):
         raise _Refused("was altered: its checksum is not that of its content")
