@@ -1,11 +1,11 @@
 """The command that runs exported networks on image files."""
 
-import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
 import types
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,8 @@ from small_runs import Small
 
 import uniq_jax
 from uniq_jax import data, deploy, predict, rules
+from uniq_jax.deploy.onnx_metadata import onnx_metadata
+from uniq_jax.nn import UniqActivation, UniqWeight
 from uniq_jax.predict.__main__ import main
 
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -29,7 +31,7 @@ def folder(tmp_path_factory, kept_compilations):
         Small(num_classes=10, in_features=1, rngs=nnx.Rngs(0)), rules.uniq(bits=2)
     )
     network = deploy.freeze(model, (8, 8, 1))
-    deploy.save(dataclasses.replace(network, about=ABOUT), root / "model.safetensors")
+    deploy.save(replace(network, about=ABOUT), root / "model.safetensors")
     (root / "images" / "more").mkdir(parents=True)
     images = data.load("digits", split="test[:5]").images
     for i, image in enumerate(images):
@@ -98,6 +100,26 @@ def test_what_is_wrong_is_named(arguments, message, folder, monkeypatch, capsys)
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    ("shape", "about", "message"),
+    [
+        ((8, 8, 4), ABOUT, "takes images of 4 channels, and must take those of image files: 1 or"),
+        ((64,), ABOUT, r"takes arrays of shape \(64,\), which are no image"),
+        ((8, 8, 1), replace(ABOUT, labels=LABELS[:3]), "has 3 labels and 10 logits; it must"),
+    ],
+)
+def test_networks_of_other_inputs_or_labels_are_refused(shape, about, message, tmp_path):
+    """Not with an index that is out of range, or as if the images were at fault."""
+    model = nnx.Sequential(nnx.Linear(64, 10, rngs=nnx.Rngs(0)))
+    if len(shape) == 3:
+        model = Small(num_classes=10, in_features=shape[-1], rngs=nnx.Rngs(0))
+    two_bits = rules.Rule(".*", UniqWeight(2), UniqActivation(2))
+    network = deploy.freeze(uniq_jax.quantize(model, [two_bits]), shape)
+    deploy.save(replace(network, about=about), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"model\.safetensors'\) {message}"):
+        predict.open_model(tmp_path / "model.safetensors")
+
+
 def test_flags_that_make_no_sense_are_refused(capsys):
     for arguments in (["model.safetensors"], ["model.safetensors", "x.png", "--top=0"]):
         with pytest.raises(SystemExit):
@@ -147,6 +169,7 @@ class Session:
     """What is used of an `onnxruntime.InferenceSession`: three images a call, their means."""
 
     properties: dict[str, str] = {}
+    image_shape = [3, 8, 8, 1]
 
     def __init__(self, path, providers):
         if not pathlib.Path(path).read_bytes():
@@ -157,7 +180,10 @@ class Session:
         return types.SimpleNamespace(custom_metadata_map=self.properties)
 
     def get_inputs(self):
-        return [types.SimpleNamespace(name="images", shape=[3, 8, 8, 1])]
+        return [types.SimpleNamespace(name="images", shape=self.image_shape)]
+
+    def get_outputs(self):
+        return [types.SimpleNamespace(name="logits", shape=[3, 2])]
 
     def run(self, outputs, feeds):
         (images,) = feeds.values()
@@ -176,13 +202,28 @@ def test_an_onnx_file_is_run_by_onnx_runtime(folder, tmp_path, monkeypatch):
     path.write_bytes(b"graph")
     with pytest.raises(ValueError, match=r"the property format=uniq_jax\.onnx"):
         predict.open_model(path)
-    text = json.dumps(dataclasses.asdict(ABOUT))
-    monkeypatch.setattr(Session, "properties", {"format": "uniq_jax.onnx", "about": text})
+    about = replace(ABOUT, labels=("dark", "light"))
+    monkeypatch.setattr(Session, "properties", onnx_metadata("qdq", about))
     model = predict.open_model(path)
-    assert (model.about, model.image_shape, model.batch) == (ABOUT, (8, 8, 1), 3)
+    assert (model.about, model.image_shape, model.batch) == (about, (8, 8, 1), 3)
     images = np.load(folder / "images.npy")
-    means = ABOUT.normalize(images).mean((1, 2))
+    means = about.normalize(images).mean((1, 2))
     np.testing.assert_array_equal(model.logits(images), means * np.float32([1, -1]))
+    newer = {**asdict(about), "palette": "sRGB"}
+    for changes, message in (
+        ({"format_version": "2", "about": json.dumps(newer)}, "has format version 2, and this"),
+        ({"about": json.dumps(newer)}, "must be JSON of name, labels, mean, std, resize_size: "),
+    ):
+        monkeypatch.setattr(Session, "properties", {**onnx_metadata("qdq", about), **changes})
+        with pytest.raises(ValueError, match=rf"model\.onnx'\) must be a file of .*{message}"):
+            predict.open_model(path)
+    monkeypatch.setattr(Session, "properties", onnx_metadata("qdq", ABOUT))
+    with pytest.raises(ValueError, match="has 10 labels and 2 logits; it must have a label for"):
+        predict.open_model(path)
+    for shape, message in (([3, 8], r"of shape \(8,\), which"), ([3, 8, 8, 2], "2 channels")):
+        monkeypatch.setattr(Session, "image_shape", shape)
+        with pytest.raises(ValueError, match=message):
+            predict.open_model(path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"pip install 'uniq_jax\[onnx\]'"):
         predict.open_model(path)

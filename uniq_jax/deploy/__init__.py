@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from uniq_jax.deploy.onnx_check import ExportCheck as ExportCheck
     from uniq_jax.deploy.onnx_check import compare_onnx as compare_onnx
     from uniq_jax.deploy.onnx_export import export_onnx as export_onnx
-    from uniq_jax.deploy.onnx_export import onnx_about as onnx_about
+    from uniq_jax.deploy.onnx_metadata import onnx_about as onnx_about
     from uniq_jax.deploy.openvino_export import export_openvino as export_openvino
     from uniq_jax.deploy.qonnx_export import export_qonnx as export_qonnx
     from uniq_jax.deploy.runtimes import compile_openvino as compile_openvino
@@ -46,7 +46,7 @@ _LAZY = {
     "export_stablehlo": "stablehlo",
     "freeze": "freezing",
     "model_size": "size",
-    "onnx_about": "onnx_export",
+    "onnx_about": "onnx_metadata",
     "open_onnxruntime": "runtimes",
     "verify": "verification",
 }

@@ -1,26 +1,21 @@
 """Frozen networks as ONNX files."""
 
-import dataclasses
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from uniq_jax.deploy import operations
 from uniq_jax.deploy.freezing import AS_ASKED
 from uniq_jax.deploy.graph import Graph
-from uniq_jax.deploy.network import About, FrozenNetwork
+from uniq_jax.deploy.network import FrozenNetwork
 from uniq_jax.deploy.onnx_emitter import NCHW, NHWC, Emitter
 from uniq_jax.deploy.onnx_fold import folded
 from uniq_jax.deploy.onnx_integer import INTEGER
+from uniq_jax.deploy.onnx_metadata import onnx_metadata
 from uniq_jax.deploy.onnx_pooling import pooled_early
 from uniq_jax.deploy.onnx_qdq import QDQ
 
 Form = Literal["qdq", "integer"]
-
-_FORMAT = "uniq_jax.onnx"
-_VERSION = "1"
 
 
 def export_onnx(
@@ -80,16 +75,10 @@ def to_onnx(network: FrozenNetwork, form: Form, batch: int | None) -> Any:
         emitter = Emitter(graph, arrays, shapes, QDQ, preferred=NCHW, is_exact=False)
     emitter.run()
     size = "batch" if batch is None else batch
-    metadata = {
-        "format": _FORMAT,
-        "format_version": _VERSION,
-        "form": form,
-        "about": json.dumps(dataclasses.asdict(network.about)),
-    }
     return emitter.make.model(
         [("images", (size, *network.graph.image_shape))],
         [("logits", (size, *shapes[network.graph.output][1:]))],
-        metadata,
+        onnx_metadata(form, network.about),
     )
 
 
@@ -101,25 +90,3 @@ def _is_exact(graph: Graph) -> bool:
     quantizers = [node for node in graph.nodes if node.operation in ("encode", "encode_sums")]
     reasons = [dict(node.attributes).get("epilogue") for node in quantizers]
     return bool(quantizers) and AS_ASKED not in reasons
-
-
-def onnx_about(metadata: Mapping[str, str]) -> About:
-    """What `network.about` was when a file was written.
-
-    Args:
-      metadata: of the file; ONNX Runtime has it as
-        `session.get_modelmeta().custom_metadata_map`.
-
-    Raises:
-      ValueError: if no version of this package, or a newer one, wrote the file.
-    """
-    if metadata.get("format") != _FORMAT:
-        raise ValueError("the ONNX file was not written by export_onnx: its metadata is another")
-    version = metadata.get("format_version", "")
-    if version != _VERSION:
-        raise ValueError(
-            f"the ONNX file has format version {version}, and this package knows {_VERSION}; it "
-            "takes a newer uniq_jax"
-        )
-    values: dict[str, Any] = json.loads(metadata["about"])
-    return About(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})  # pyright: ignore

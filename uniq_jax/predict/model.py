@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import numpy as np
 
 from uniq_jax import deploy
 
-# The properties of an ONNX file of `deploy.export_onnx`: what it is, and its `deploy.About`.
-_FORMAT = ("format", "uniq_jax.onnx")
-_ABOUT = "about"
+# Channels of images that files hold: grey, and red, green and blue.
+_CHANNELS = (1, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +77,8 @@ def open_model(path: Path | str) -> Model:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is of another kind, damaged, or needs a package that is not installed.
+      ValueError: if it is of another kind, damaged, needs a package that is not installed, or takes
+        no images of files; if it has labels, but not one for each logit.
     """
     path = Path(path)
     if not path.is_file():
@@ -96,12 +95,11 @@ def open_model(path: Path | str) -> Model:
 
 def _of_packed(path: Path) -> Model:
     network = deploy.load(path)
-    shape: Any = network.graph.image_shape
-    if len(shape) != 3:
-        raise ValueError(
-            f"MODEL (={str(path)!r}) takes arrays of shape {shape}, which are no image"
-        )
     compiled = jax.jit(network)
+    image = jax.ShapeDtypeStruct((1, *network.graph.image_shape), np.float32)
+    shape = _image_shape(
+        path, network.about, network.graph.image_shape, jax.eval_shape(network, image).shape
+    )
     return Model(network.about, shape, None, lambda images: np.asarray(compiled(images)))
 
 
@@ -120,24 +118,55 @@ def _of_onnx(path: Path) -> Model:
         raise ValueError(
             f"MODEL (={str(path)!r}) is none that ONNX Runtime runs: {reason}"
         ) from error
-    properties = session.get_modelmeta().custom_metadata_map
-    if _FORMAT not in properties.items():
+    try:
+        about = deploy.onnx_about(session.get_modelmeta().custom_metadata_map)
+    except ValueError as error:
         raise ValueError(
-            f"MODEL (={str(path)!r}) must be a file of uniq_jax.deploy.export_onnx, which has the "
-            f"property {_FORMAT[0]}={_FORMAT[1]}"
-        )
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in json.loads(properties[_ABOUT]).items()
-    }
-    source = session.get_inputs()[0]
-    batch, *shape = source.shape
+            f"MODEL (={str(path)!r}) must be a file of uniq_jax.deploy.export_onnx: {error}"
+        ) from error
+    source, result = session.get_inputs()[0], session.get_outputs()[0]
+    batch, *sizes = source.shape
+    shape = _image_shape(path, about, tuple(sizes), tuple(result.shape))
 
     def call(images: np.ndarray) -> np.ndarray:
         return session.run(None, {source.name: images})[0]
 
-    height, width, channels = shape
     is_fixed = isinstance(batch, int) and batch > 0
-    return Model(
-        deploy.About(**values), (height, width, channels), batch if is_fixed else None, call
-    )
+    return Model(about, shape, batch if is_fixed else None, call)
+
+
+def _image_shape(
+    path: Path, about: deploy.About, shape: tuple[int, ...], output: tuple[Any, ...]
+) -> tuple[int, int, int]:
+    """The shape of one input, (height, width, channels), of a network that tells classes of images.
+
+    Args:
+      path: of its file.
+      about: whose labels are those of the logits.
+      shape: of one input.
+      output: the shape of its output, with the batch.
+
+    Raises:
+      ValueError: if it takes no images of files, or its output is no logits of these labels.
+    """
+    if len(shape) != 3:
+        raise ValueError(
+            f"MODEL (={str(path)!r}) takes arrays of shape {shape}, which are no image"
+        )
+    height, width, channels = shape
+    if channels not in _CHANNELS:
+        raise ValueError(
+            f"MODEL (={str(path)!r}) takes images of {channels} channels, and must take those of "
+            f"image files: {' or '.join(map(str, _CHANNELS))}"
+        )
+    if len(output) != 2:
+        raise ValueError(
+            f"MODEL (={str(path)!r}) gives arrays of shape {output}, which are no logits: these "
+            "are (batch, classes)"
+        )
+    if about.labels and len(about.labels) != output[1]:
+        raise ValueError(
+            f"MODEL (={str(path)!r}) has {len(about.labels)} labels and {output[1]} logits; it "
+            "must have a label for each logit, or none at all"
+        )
+    return height, width, channels
