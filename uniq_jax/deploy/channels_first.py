@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from uniq_jax.deploy import operations
+from uniq_jax.deploy import limits, operations
 from uniq_jax.deploy.graph import Graph, Node
+from uniq_jax.deploy.limits import IMAGE, KERNEL
 from uniq_jax.deploy.trace import ELEMENTWISE
 
-# Of (batch, height, width, channels), and of a kernel (height, width, in, out).
-_IMAGE, _KERNEL = (0, 3, 1, 2), (3, 2, 0, 1)
-
 _BROADCASTING = ("rescale", "prelu", "decode", *ELEMENTWISE)
-_NHWC = (_IMAGE, _KERNEL, _IMAGE)
 _NCHW = ((0, 1, 2, 3),) * 3
 
 # Attributes with one entry for each axis.
@@ -54,20 +51,22 @@ def channels_first(graph: Graph, arrays: Mapping[str, Any]) -> ChannelsFirst:
     """The same network for images with their channels first.
 
     Raises:
-      NotImplementedError: for an operation on images whose axes have no such form.
+      NotImplementedError: for an operation on images whose axes have no such form, and for what
+        `limits.check` refuses.
     """
     sizes = {name: tuple(s.shape) for name, s in operations.shapes(graph, arrays).items()}
     sizes.setdefault("input", (1, *graph.image_shape))
+    limits.check(graph, arrays, sizes)
     changes = _Changes(sizes, {name: np.asarray(array) for name, array in arrays.items()})
     nodes = []
     for node in graph.nodes:
         nodes += changes.of(node)
     if len(sizes[graph.output]) == 4:
         raise NotImplementedError("the network's output is an image; channels have no one place")
-    shapes = {name: _permuted(size, _IMAGE) for name, size in sizes.items()}
+    shapes = {name: _permuted(size, IMAGE) for name, size in sizes.items()}
     used = {name for node in nodes for name in node.inputs}
     first = dataclasses.replace(
-        graph, nodes=tuple(nodes), image_shape=_permuted((1, *graph.image_shape), _IMAGE)[1:]
+        graph, nodes=tuple(nodes), image_shape=_permuted((1, *graph.image_shape), IMAGE)[1:]
     )
     return ChannelsFirst(
         first, {k: v for k, v in changes.arrays.items() if k in used}, {**shapes, **changes.more}
@@ -83,6 +82,11 @@ class _Changes:
     def of(self, node: Node) -> list[Node]:
         """What a node becomes."""
         ranks = [len(self.sizes[n]) for n in (*node.inputs, node.name) if n in self.sizes]
+        if ranks[-1] not in (2, 4) and self._has_channels(node):
+            allowed = "(batch, channels), or that of images"
+            if node.operation == "encode_sums":
+                allowed += "; freeze(..., integer_thresholds=False) makes no such operation"
+            raise limits.refused(node, "an output of shape", self.sizes[node.name], allowed)
         if 4 not in ranks or node.operation in ("encode", "encode_sums", "mean_pixels"):
             return [node]
         if node.operation in _BROADCASTING:
@@ -90,12 +94,14 @@ class _Changes:
         attributes = dict(node.attributes)
         if node.operation in _PER_AXIS:
             for key in _PER_AXIS[node.operation]:
-                attributes[key] = _permuted(attributes[key], _IMAGE)
+                # Without strides a slice takes all; it has None.
+                if attributes[key] is not None:
+                    attributes[key] = _permuted(attributes[key], IMAGE)
         elif node.operation == "concatenate":
-            attributes["dimension"] = _IMAGE.index(attributes["dimension"])
+            attributes["dimension"] = IMAGE.index(attributes["dimension"])
         elif node.operation in ("reduce_sum", "reduce_max") and attributes["axes"] == (1, 2):
             attributes["axes"] = (2, 3)
-        elif attributes.get("dimension_numbers") == _NHWC:
+        elif attributes.get("dimension_numbers") == limits.CONVOLUTION:
             attributes["dimension_numbers"] = _NCHW
             node = self._inputs(node, self._kernel)
         elif node.operation == "reshape" and ranks[-1] != 4:
@@ -110,6 +116,12 @@ class _Changes:
             )
         return [dataclasses.replace(node, attributes=tuple(attributes.items()))]
 
+    def _has_channels(self, node: Node) -> bool:
+        """Whether a node finds its channels along axis 1, wherever they are in the network."""
+        if node.operation == "prelu":
+            return self.arrays[node.inputs[1]].size > 1
+        return node.operation == "encode_sums"
+
     def _inputs(self, node: Node, change: Callable[[str], str]) -> Node:
         names = (n if n not in self.arrays or n in self.sizes else change(n) for n in node.inputs)
         return dataclasses.replace(node, inputs=tuple(names))
@@ -120,11 +132,11 @@ class _Changes:
         if not array.ndim:
             return name
         whole = array.reshape((1,) * (rank - array.ndim) + array.shape)
-        self.arrays[f"{name}_first"] = whole.transpose(_IMAGE)
+        self.arrays[f"{name}_first"] = whole.transpose(IMAGE)
         return f"{name}_first"
 
     def _kernel(self, name: str) -> str:
-        self.arrays[f"{name}_first"] = self.arrays[name].transpose(_KERNEL)
+        self.arrays[f"{name}_first"] = self.arrays[name].transpose(KERNEL)
         return f"{name}_first"
 
 

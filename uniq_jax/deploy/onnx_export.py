@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from uniq_jax.deploy import operations
+from uniq_jax.deploy import limits, operations
 from uniq_jax.deploy.freezing import AS_ASKED
 from uniq_jax.deploy.graph import Graph
 from uniq_jax.deploy.network import FrozenNetwork
@@ -64,6 +64,7 @@ def to_onnx(network: FrozenNetwork, form: Form, batch: int | None) -> Any:
     """The ONNX model of a network; arguments as of `export_onnx`."""
     graph, arrays = network.graph, network.arrays
     shapes = {name: tuple(value.shape) for name, value in operations.shapes(graph, arrays).items()}
+    limits.check(graph, arrays, shapes)
     if form == "integer":
         graph, arrays, shapes = pooled_early(graph, arrays, shapes)
         emitter = Emitter(graph, arrays, shapes, INTEGER, preferred=NHWC, is_exact=True)

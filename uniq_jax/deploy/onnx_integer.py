@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from uniq_jax.deploy import matrices
 from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.matrices import is_conv
 from uniq_jax.deploy.onnx_arithmetic import integer_line, line, quotient
 from uniq_jax.deploy.onnx_builder import MICROSOFT
 from uniq_jax.deploy.onnx_emitter import NHWC, Codes, Emit, Emitter, code_name
@@ -38,9 +40,10 @@ from uniq_jax.deploy.onnx_operations import (
     OPERATIONS,
     UINT8,
     conv_attributes,
-    is_conv,
+    flat,
     limit,
     maximum,
+    shaped,
     turned,
 )
 from uniq_jax.deploy.uniform import uniform_step
@@ -177,10 +180,8 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
         return
     make = emitter.make
     value = _unsigned(emitter, node, kind.factor)
-    if is_conv(node):
-        value = _windows(emitter, node, value, kind)
-    codes = kernel_codes(emitter, node)
-    weight = kernel(emitter, node, codes.reshape(-1, codes.shape[-1]))
+    value = _windows(emitter, node, value, kind) if is_conv(node) else flat(emitter, node, value)
+    weight = kernel(emitter, node, matrices.matrix(node, kernel_codes(emitter, node)))
     zero = make.constant(np.uint8(kind.zero))
     zeros = (zero,) if kind.zero else ()
     if node["largest_sum"] >= levels.EXACT:
@@ -191,7 +192,7 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
         tail = (zero, "", make.constant(summand[0])) if summand else zeros
         inputs = value, weight, emitter.constant(1), make.constant(scale), *tail
         made = make("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
-    emitter.put(node.name, made, NHWC)
+    emitter.put(node.name, made if is_conv(node) else shaped(emitter, node, made), NHWC)
 
 
 def _unsigned(emitter: Emitter, node: Node, factor: int) -> str:
@@ -256,7 +257,7 @@ def _quantized_conv(
         make.constant(summands),
         domain=MICROSOFT,
         channels_last=1,
-        **conv_attributes(emitter, node),
+        **conv_attributes(node),
     )
     emitter.put(node.name, made, NHWC)
     emitter.quantized.add(node.name)
@@ -267,18 +268,19 @@ def _factor(emitter: Emitter, node: Node) -> tuple[Any, ...]:
     follower = _follower(emitter, node.name)
     if follower is None:
         return (np.float32(1),)
+    shape = emitter.arrays[node.inputs[1]].shape
     if follower.operation == "rescale":
-        scale = emitter.arrays[follower.inputs[1]].reshape(-1)
-        return (scale.reshape(()) if scale.size == 1 else scale,)
+        scale = emitter.arrays[follower.inputs[1]]
+        return (scale.reshape(()) if scale.size == 1 else matrices.columns(node, shape, scale),)
     found = _line(emitter, follower)
     assert found is not None
-    return found
+    return tuple(matrices.columns(node, shape, array) for array in found)
 
 
 def _windows(emitter: Emitter, node: Node, x: str, kind: Arithmetic) -> str:
     """The window of every pixel of the output, as (batch, height, width, taps · channels)."""
     make = emitter.make
-    attributes = conv_attributes(emitter, node)
+    attributes = conv_attributes(node)
     (top, left, bottom, right), strides = attributes["pads"], attributes["strides"]
     if any(attributes["pads"]):
         pads = make.integers(0, top, left, 0, 0, bottom, right, 0)

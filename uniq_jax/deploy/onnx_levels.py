@@ -4,14 +4,14 @@ import dataclasses
 
 import numpy as np
 
-from uniq_jax.deploy import integers
+from uniq_jax.deploy import integers, matrices
 from uniq_jax.deploy.digits import kernel_digits
 from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.matrices import is_conv
 from uniq_jax.deploy.onnx_emitter import Codes, Emitter, code_name
 from uniq_jax.deploy.onnx_operations import (
     FLOAT,
     INT32,
-    is_conv,
     multiplied,
     product_layout,
     turned,
@@ -95,6 +95,7 @@ def level_product(emitter: Emitter, node: Node, scale: np.ndarray) -> None:
         return
     weight = _stored_levels(emitter, codes, node["weight"])
     if np.any(scale != 1):
+        scale = matrices.columns(node, emitter.arrays[node.inputs[1]].shape, scale)
         scale = scale.reshape((-1, 1, 1, 1) if is_conv(node) else (-1,))
         weight = make("Mul", weight, make.constant(scale))
     emitter.put(node.name, multiplied(emitter, node, x, weight), layout)

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from uniq_jax.deploy import matrices
 from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.matrices import is_conv
 from uniq_jax.deploy.onnx_builder import Builder, onnx
 from uniq_jax.deploy.onnx_emitter import NCHW, NHWC, Emit, Emitter
 
@@ -151,18 +153,12 @@ def _reduce(emitter: Emitter, node: Node) -> None:
 
 
 def _max_pool(emitter: Emitter, node: Node) -> None:
-    size, strides, padding = (
-        node[key] for key in ("window_dimensions", "window_strides", "padding")
-    )
-    dilations = (*node["base_dilation"], *node["window_dilation"])
-    ends = [(size[i], strides[i], *padding[i]) for i in (0, -1)]
-    if len(size) != 4 or any(n != 1 for n in dilations) or any(e != (1, 1, 0, 0) for e in ends):
-        raise emitter.unsupported(node, f"window {size}")
+    padding = node["padding"]
     made = emitter.make(
         "MaxPool",
         emitter.read(node.inputs[0], NCHW),
-        kernel_shape=size[1:3],
-        strides=strides[1:3],
+        kernel_shape=node["window_dimensions"][1:3],
+        strides=node["window_strides"][1:3],
         pads=[padding[i][side] for side in (0, 1) for i in (1, 2)],
     )
     emitter.put(node.name, made, NCHW)
@@ -189,11 +185,6 @@ def _mean_pixels(emitter: Emitter, node: Node) -> None:
 # Products
 
 
-def is_conv(node: Node) -> bool:
-    """Whether a product is a convolution."""
-    return "window_strides" in dict(node.attributes)
-
-
 def product_layout(node: Node) -> str:
     """The layout of images that ONNX multiplies."""
     return NCHW if is_conv(node) else NHWC
@@ -201,38 +192,39 @@ def product_layout(node: Node) -> str:
 
 def turned(node: Node, kernel: np.ndarray) -> np.ndarray:
     """A kernel with the axes of ONNX: (out, in, height, width), or (in, out) of a matrix."""
-    return kernel.transpose(3, 2, 0, 1) if is_conv(node) else kernel
+    return kernel.transpose(3, 2, 0, 1) if is_conv(node) else matrices.matrix(node, kernel)
 
 
 def multiplied(emitter: Emitter, node: Node, x: str, kernel: str) -> str:
-    """Conv or MatMul of tensors in ONNX's layout.
-
-    Raises:
-      NotImplementedError: if the node is no convolution of images with a kernel (height, width, in,
-        out), nor the product of a value's last axis with the first of a matrix.
-    """
+    """Conv or MatMul of a tensor in ONNX's layout and a kernel of `turned`."""
     if is_conv(node):
-        return emitter.make("Conv", x, kernel, **conv_attributes(emitter, node))
-    contracted, batch = node["dimension_numbers"]
-    usual = (len(emitter.shapes[node.inputs[0]]) - 1,), (0,)
-    if contracted != usual or batch != ((), ()) or emitter.arrays[node.inputs[1]].ndim != 2:
-        raise emitter.unsupported(node, f"dimension numbers {node['dimension_numbers']}")
-    return emitter.make("MatMul", x, kernel)
+        return emitter.make("Conv", x, kernel, **conv_attributes(node))
+    return shaped(emitter, node, emitter.make("MatMul", flat(emitter, node, x), kernel))
 
 
-def conv_attributes(emitter: Emitter, node: Node) -> dict[str, Any]:
-    """Those of Conv; raises NotImplementedError where it has none."""
-    usual = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    numbers, padding = node["dimension_numbers"], node["padding"]
-    if numbers != usual or any(n != 1 for n in node["lhs_dilation"]):
-        raise emitter.unsupported(node, f"dimension numbers {numbers}")
-    if node["batch_group_count"] != 1 or any(n < 0 for ends in padding for n in ends):
-        raise emitter.unsupported(node, f"padding {padding}")
+def flat(emitter: Emitter, node: Node, x: str) -> str:
+    """The input of a matrix product with the axes that are summed over as one."""
+    if matrices.summed_axes(node) == 1:
+        return x
+    _, *sizes = matrices.flat(node, emitter.shapes[node.inputs[0]])
+    return emitter.make("Reshape", x, emitter.make.integers(-1, *sizes))
+
+
+def shaped(emitter: Emitter, node: Node, sums: str) -> str:
+    """What a matrix product gives with all axes that a kernel has behind those summed over."""
+    if emitter.arrays[node.inputs[1]].ndim == matrices.summed_axes(node) + 1:
+        return sums
+    _, *sizes = emitter.shapes[node.name]
+    return emitter.make("Reshape", sums, emitter.make.integers(-1, *sizes))
+
+
+def conv_attributes(node: Node) -> dict[str, Any]:
+    """Those of Conv."""
     return {
         "strides": node["window_strides"],
         "dilations": node["rhs_dilation"],
         "group": node["feature_group_count"],
-        "pads": [ends[side] for side in (0, 1) for ends in padding],
+        "pads": [ends[side] for side in (0, 1) for ends in node["padding"]],
     }
 
 

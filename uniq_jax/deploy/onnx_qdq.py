@@ -12,8 +12,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from uniq_jax.deploy import integers
+from uniq_jax.deploy import integers, matrices
 from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.matrices import is_conv
 from uniq_jax.deploy.onnx_emitter import Codes, Emit, Emitter, code_name
 from uniq_jax.deploy.onnx_levels import (
     FEW,
@@ -33,7 +34,6 @@ from uniq_jax.deploy.onnx_operations import (
     FLOAT,
     OPERATIONS,
     elementwise,
-    is_conv,
     multiplied,
     product_layout,
     scale_in_kernel,
@@ -150,6 +150,8 @@ def _integer_product(emitter: Emitter, node: Node) -> None:
     x = make("DequantizeLinear", x, emitter.constant(step), zero)
     weight = kernel(emitter, node, turned(node, kernel_codes(emitter, node)))
     scale = (scale.astype(np.float64) / step).astype(np.float32)
+    if scale.size > 1:
+        scale = matrices.columns(node, emitter.arrays[node.inputs[1]].shape, scale)
     scale = make.constant(scale.reshape(()) if scale.size == 1 else scale)
     weight = make("DequantizeLinear", weight, scale, axis=0 if is_conv(node) else 1)
     sums = multiplied(emitter, node, x, weight)

@@ -5,8 +5,9 @@ import json
 import os
 from pathlib import Path
 
-from uniq_jax.deploy import openvino_operations
+from uniq_jax.deploy import limits, openvino_operations
 from uniq_jax.deploy.channels_first import ChannelsFirst, channels_first
+from uniq_jax.deploy.matrices import is_conv
 from uniq_jax.deploy.network import FrozenNetwork
 from uniq_jax.deploy.onnx_export import export_onnx
 from uniq_jax.deploy.openvino_values import openvino
@@ -61,8 +62,16 @@ def export_openvino(
 def _binary_form(network: FrozenNetwork) -> ChannelsFirst | None:
     """The network with channels first, if any of its layers becomes a BinaryConvolution."""
     products = [node for node in network.graph.nodes if node.operation == "integer_product"]
-    if not any(node["activation"][0] == node["weight"][0] == 1 for node in products):
+    bits = ((node["activation"][0], node["weight"][0]) for node in products if is_conv(node))
+    if (1, 1) not in bits:
         return None
     first = channels_first(network.graph, network.arrays)
     is_binary = openvino_operations.is_binary
-    return first if any(is_binary(n, first.arrays) for n in first.graph.nodes) else None
+    if not any(is_binary(n, first.arrays) for n in first.graph.nodes):
+        return None
+    for node in first.graph.nodes:
+        if node.operation in ("dot_general", "integer_product") and not is_conv(node):
+            kernel = first.arrays.get(node.inputs[1])
+            if kernel is not None and kernel.ndim != 2:
+                raise limits.refused(node, "a kernel of shape", kernel.shape, "that of a matrix")
+    return first

@@ -63,7 +63,7 @@ def integer_product(node: Node, x: jax.Array, kernel: jax.Array) -> jax.Array:
         if is_plain and node["feature_group_count"] == 1:
             geometry = node["window_strides"], node["padding"], node["rhs_dilation"]
             return popcount.convolve(x, kernel, *geometry)
-        if not _is_convolution(node) and node["dimension_numbers"] == _MATRICES:
+        if _is_of_matrices(node, kernel):
             return popcount.multiply(x, kernel)
     ones_shape = (1, *x.shape[1:])
     if first.zero and is_plain:
@@ -88,6 +88,12 @@ def integer_product(node: Node, x: jax.Array, kernel: jax.Array) -> jax.Array:
                 constant = constant + shifts * _sums_of_inputs(node, ones, kernel)
         total = total + constant
     return total
+
+
+def _is_of_matrices(node: Node, kernel: jax.Array) -> bool:
+    """Whether a product has one row of outputs for each of inputs; kernels may have more axes."""
+    is_one = not _is_convolution(node) and kernel.ndim == 2
+    return is_one and node["dimension_numbers"] == _MATRICES
 
 
 def _is_convolution(node: Node) -> bool:
@@ -207,7 +213,7 @@ def _depthwise(node: Node, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _sums_of_inputs(node: Node, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Σa', int32, such that it broadcasts against the product."""
     if not _is_convolution(node):
-        if node["dimension_numbers"] == _MATRICES:
+        if _is_of_matrices(node, kernel):
             return jnp.sum(x, -1, dtype=jnp.int32, keepdims=True)
         return multiply(node, x, jnp.ones_like(kernel), jnp.int32)
     if not _is_plain(node):

@@ -10,6 +10,7 @@ from uniq_jax.deploy import integers
 from uniq_jax.deploy.channels_first import ChannelsFirst
 from uniq_jax.deploy.digits import kernel_digits
 from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.matrices import columns, flat, is_conv, matrix, summed_axes
 from uniq_jax.deploy.onnx_builder import onnx
 from uniq_jax.deploy.qonnx_builder import QONNX, Builder
 from uniq_jax.deploy.uniform import uniform_step
@@ -31,7 +32,6 @@ _SIMPLE: Mapping[str, str] = {
     "logistic": "Sigmoid",
     "sqrt": "Sqrt",
     "floor": "Floor",
-    "dot_general": "MatMul",
 }
 
 # Codes are from 0, and round as they do in training.
@@ -141,7 +141,7 @@ class _Writer:
 
     def _slice(self, node: Node) -> str:
         rank = len(node["start_indices"])
-        stop = [n if isinstance(n, int) else self.batch for n in node["limit_indices"]]
+        stop = [n if isinstance(n, int) else n[1] * self.batch for n in node["limit_indices"]]
         bounds = (node["start_indices"], stop, range(rank), node["strides"] or (1,) * rank)
         return self._cut(self._input(node), bounds, node.name)
 
@@ -152,8 +152,7 @@ class _Writer:
 
     def _reshape(self, node: Node) -> str:
         sizes = (self.batch, *self.network.shapes[node.name][1:])
-        shape = self.constant(sizes, f"{node.name}_shape", np.int64)
-        return self.add("Reshape", [self._input(node), shape], node.name)
+        return self._shaped(self._input(node), sizes, node.name)
 
     def _transpose(self, node: Node) -> str:
         return self.add("Transpose", [self._input(node)], node.name, perm=node["permutation"])
@@ -196,18 +195,39 @@ class _Writer:
             total = parts[0]
             for i, part in enumerate(parts[1:], 1):
                 total = self.add("Add", [total, part], f"{node.name}_sum{axis}_{i}", size)
-        flat = self.constant(shape[:2], f"{node.name}_shape", np.int64)
-        flat = self.add("Reshape", [total, flat], f"{node.name}_flat", tuple(shape[:2]))
-        return self.add("Mul", [flat, scale], node.name)
+        total = self._shaped(total, tuple(shape[:2]), f"{node.name}_flat")
+        return self.add("Mul", [total, scale], node.name)
 
     def _conv_general_dilated(self, node: Node) -> str:
         return self._multiplied(node, self._input(node, 1), node.name)
 
+    def _dot_general(self, node: Node) -> str:
+        if node.inputs[1] not in self.network.arrays:
+            return self.add("MatMul", [self._input(node), self._input(node, 1)], node.name)
+        kernel = matrix(node, self._array(node, 1))
+        return self._multiplied(node, self.constant(kernel, node.inputs[1]), node.name)
+
+    def _matrix_product(self, node: Node, kernel: str, name: str) -> str:
+        """A node's product with this matrix, between two changes of shape where it needs them."""
+        x, shape = self._input(node), (self.batch, *self.network.shapes[node.name][1:])
+        count = summed_axes(node)
+        if count > 1:
+            x = self._shaped(x, flat(node, self._shape(x)), f"{name}_flat")
+        if self._array(node, 1).ndim == count + 1:
+            return self.add("MatMul", [x, kernel], name, shape)
+        sums = (*self._shape(x)[:-1], matrix(node, self._array(node, 1)).shape[1])
+        made = self.add("MatMul", [x, kernel], f"{name}_columns", sums)
+        return self._shaped(made, shape, name)
+
+    def _shaped(self, x: str, shape: tuple[int, ...], name: str) -> str:
+        sizes = self.constant(shape, f"{name}_shape", np.int64)
+        return self.add("Reshape", [x, sizes], name, shape)
+
     def _multiplied(self, node: Node, kernel: str, name: str) -> str:
         """A node's convolution, or matrix product, with this kernel."""
+        if not is_conv(node):
+            return self._matrix_product(node, kernel, name)
         shape = (self.batch, *self.network.shapes[node.name][1:])
-        if self._array(node, 1).ndim == 2:
-            return self.add("MatMul", [self._input(node), kernel], name, shape)
         return self.add(
             "Conv",
             [self._input(node), kernel],
@@ -224,12 +244,13 @@ class _Writer:
         bits, offset = node["weight"]
         half = offset != int(offset)
         form = integers.form(bits, offset)
-        kernel = self._array(node, 1).astype(np.float32) * form.factor + form.shift
+        kernel = self._array(node, 1) if is_conv(node) else matrix(node, self._array(node, 1))
+        kernel = kernel.astype(np.float32) * form.factor + form.shift
         codes = (kernel + (2**bits - 1)) / 2 if half else kernel + offset
         if self.levels and node["largest_sum"] >= EXACT:
             return self._digit_product(node, codes)
         # Of a kernel's level, and of its code, in what the convolution sees.
-        unit = np.float32(1) if self.levels else self._kernel_unit(node, kernel.ndim)
+        unit = np.float32(1) if self.levels else self._kernel_unit(node)
         step = unit * np.float32(2 if half else 1)
         kernel = self._kernel(f"{node.name}_kernel", codes, step, offset, bits)
         return self._multiplied(node, kernel, node.name)
@@ -264,14 +285,16 @@ class _Writer:
         ]
         return self.add("IntQuant", inputs, name, values.shape, QONNX, **_UNSIGNED)
 
-    def _kernel_unit(self, node: Node, rank: int) -> np.ndarray:
+    def _kernel_unit(self, node: Node) -> np.ndarray:
         """What a kernel's level counts for, where the product is to be rescaled already."""
         (user,) = self.users[node.name]
         scale = self._array(user, 1) / self.units[node.inputs[0]]
         if scale.size == 1:
             return scale.reshape(())
         # The channels of a kernel are first, those of a matrix last.
-        return scale.reshape((-1, 1, 1, 1) if rank == 4 else (1, -1))
+        if is_conv(node):
+            return scale.reshape(-1, 1, 1, 1)
+        return columns(node, self._array(node, 1).shape, scale)[None]
 
     def _rescale(self, node: Node) -> str:
         if not self.levels:
