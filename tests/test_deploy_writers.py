@@ -44,11 +44,11 @@ class Net(nnx.Module):
 
 
 def frozen(model, shape, bits=1, **options):
-    """With 8 bits in the first layer's input."""
+    """With 8 bits in the first layer, and 4 where signs are to stay."""
     weight, activation = UniqWeight(bits, "channel"), UniqActivation(bits)
     stem = rules.Rule("stem", UniqWeight(8), UniqActivation(8, True))
-    uniq_jax.quantize(model, [stem, rules.Rule(".*", weight, activation)])
-    uniq_jax.calibrate(model, [images(4, shape)])
+    rows = rules.Rule("first|second", UniqWeight(4), UniqActivation(4, True), optional=True)
+    uniq_jax.quantize(model, [stem, rows, rules.Rule(".*", weight, activation)])
     return deploy.freeze(model, shape, **options)
 
 
@@ -181,7 +181,7 @@ class Rows(nnx.Module):
     def __call__(self, x):
         rows = jnp.max(self.conv(self.stem(x)), axis=(1, 2)).reshape(-1, 1, 8)
         rows = jnp.concatenate([rows, -rows], axis=1)
-        return self.second(nnx.relu(self.first(rows))).max(1)
+        return self.second(self.first(rows)).max(1)
 
 
 @pytest.mark.parametrize(("name", "options"), WRITERS)
