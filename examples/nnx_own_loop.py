@@ -78,7 +78,9 @@ def main(steps: int, out: Path) -> None:
         )
     nnx.update(model, params, rest)
 
-    frozen = uniq_jax.freeze(model, (8, 8, 1))
+    # For `python -m uniq_jax.predict`, whose pixels are from 0 to 255.
+    about = deploy.About(labels=tuple("0123456789"), mean=(127.5,), std=(127.5,))
+    frozen = uniq_jax.freeze(model, (8, 8, 1), about=about)
     print(deploy.verify(model, frozen, [images[TRAIN:]]).summary())
     size = deploy.save(frozen, out)
     network = jax.jit(deploy.load(out))

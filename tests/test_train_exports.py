@@ -256,7 +256,7 @@ def test_what_cannot_be_exported_is_said(trained, tmp_path):
 
 
 def test_a_network_that_cannot_be_frozen_does_not_undo_the_run(unfinished, monkeypatch):
-    def refused(*arguments):
+    def refused(*arguments, **options):
         raise NotImplementedError("a frozen network has no operation for 'sort'")
 
     monkeypatch.setattr(deploy, "freeze", refused)
@@ -264,6 +264,37 @@ def test_a_network_that_cannot_be_frozen_does_not_undo_the_run(unfinished, monke
     result = Result.read(unfinished)
     assert result.not_exported == "a frozen network has no operation for 'sort'"
     assert result.codes is result.file_bytes is result.integer_ms is None
+
+
+def test_what_nobody_thought_of_does_not_undo_the_run(unfinished, monkeypatch):
+    monkeypatch.setattr(deploy, "freeze", lambda *arguments, **options: {}["layer"])
+    train(config_of(), unfinished)
+    assert Result.read(unfinished).not_exported == "KeyError: 'layer'"
+
+
+def test_a_run_in_bfloat16_ends_and_says_why_it_is_not_frozen(tmp_path):
+    config = config_of()
+    config.model.dtype = "bfloat16"
+    train(config, tmp_path / "run")
+    assert "must compute in float32" in Result.read(tmp_path / "run").not_exported
+
+
+def test_formats_that_were_written_stay_described(trained, monkeypatch, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[0], workdir, ignore=shutil.ignore_patterns("export"))
+    StandIns(monkeypatch)
+    loop.export(c.run_spec(config_of("packed,stablehlo")), workdir, console())
+
+    def refused(*arguments, **options):
+        raise NotImplementedError
+
+    monkeypatch.setattr(deploy, "export_stablehlo", refused)
+    with pytest.raises(NotImplementedError):
+        loop.export(c.run_spec(config_of("qonnx,stablehlo", batch=3)), workdir, console())
+    described = json.loads((workdir / "export" / "export.json").read_text())
+    assert sorted(described["files"]) == ["packed", "qonnx"]
+    assert described["options"]["packed"] == {"batch": 0, "exact": False}
+    assert described["options"]["qonnx"] == {"batch": 3, "exact": False}
 
 
 def test_a_run_stopped_before_its_network_is_frozen_goes_on_there(unfinished):

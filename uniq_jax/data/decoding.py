@@ -12,8 +12,9 @@ def decode_image(
 ) -> np.ndarray:
     """Decode one PNG, JPEG, BMP or GIF image.
 
-    A grey image becomes RGB and the reverse, as `channels` says. The orientation tag of a photo is
-    not applied: TFDS and the reference training codes read the pixels as stored.
+    A grey image becomes RGB and the reverse, as `channels` says. Of 16 bits a channel the upper 8
+    are taken. The orientation tag of a photo is not applied: TFDS and the reference training codes
+    read the pixels as stored.
 
     Args:
         encoded: The bytes of the file.
@@ -25,7 +26,8 @@ def decode_image(
         uint8 (H, W, channels).
 
     Raises:
-        ValueError, OSError, SyntaxError: If the image is broken.
+        ValueError, OSError, SyntaxError: If the image is broken, of 32 bits a pixel in one channel,
+            or larger than Pillow takes.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -34,13 +36,27 @@ def decode_image(
         opened = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "BMP", "GIF"))
     except UnidentifiedImageError as error:  # whose own text names an address in memory
         raise ValueError("it is no PNG, JPEG, BMP or GIF image") from error
+    except Image.DecompressionBombError as error:  # which derives from Exception alone
+        raise ValueError(str(error)) from error
     with opened as image:
-        if image.mode != _MODES[channels]:
-            image = image.convert(_MODES[channels])
+        image = _to_mode(image, _MODES[channels])
         if image_size is not None:
             image = _resize_and_crop(image, image_size, resize_size or image_size)
         array = np.asarray(image)
     return array[..., None] if channels == 1 else array
+
+
+def _to_mode(image, mode):
+    from PIL import Image
+
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its mode must be one of at most 16 bits a channel, got {image.mode!r}, of 32 bits"
+        )
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255; of colours with 16 bits it takes the upper byte too.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == mode else image.convert(mode)
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -48,12 +48,15 @@ def open_folder(
     """Find the images below `data_dir/SPLIT/CLASS/`, at any depth.
 
     Classes are the directories of "train" in the order of their names; where there is no "train",
-    those of all splits. A split's examples have a fixed random order, so that a sub-split such as
-    "train[:90%]" shows all classes. "val" is another name of "validation".
+    those of all splits that hold an image. Another split may lack some of them, and its labels are
+    the same. Names that begin with a dot, of directories and of files, are left out. A split's
+    examples have a fixed random order, so that a sub-split such as "train[:90%]" shows all classes.
+    "val" is another name of "validation".
 
     Raises:
-        ValueError: Without `data_dir` or `image_size`, on an unknown split, or on a class that
-            "train" does not have.
+        ValueError: Without `data_dir` or `image_size`, on an unknown split, on a class that "train"
+            does not have, or on the directory of a class without an image, in the split or where
+            the classes come from.
         FileNotFoundError: If there is no such directory.
     """
     if data_dir is None or image_size is None:
@@ -67,14 +70,20 @@ def open_folder(
         raise FileNotFoundError(
             f"data_dir={str(root)!r} is not a directory; expected is one with train/CLASS/*.jpg"
         )
-    found = {path.name: path for path in sorted(root.iterdir()) if path.is_dir()}
+    found = _directories(root)
     if "val" in found and "validation" not in found:
         found["validation"] = found.pop("val")
-        split = "validation" if split == "val" else split.replace("val[", "validation[")
+    if "val" not in found and "validation" in found:
+        split = splits.rename(split, "val", "validation")
+    classes = {name: list(_directories(path)) for name, path in found.items()}
     files = {name: _images(str(path)) for name, path in found.items()}
+    naming = ["train"] if classes.get("train") else [name for name in found if files[name]]
+    for name in naming:
+        _check_no_class_is_empty(found[name], classes[name], files[name])
     split, parts = splits.resolve_split(split, {key: len(paths) for key, paths in files.items()})
-    in_train = files.get("train") or [path for paths in files.values() for path in paths]
-    class_names = sorted({path.partition("/")[0] for path in in_train})
+    for name, _, _ in parts:
+        _check_no_class_is_empty(found[name], classes[name], files[name])
+    class_names = sorted({directory for name in naming for directory in classes[name]})
     label_of = {name: label for label, name in enumerate(class_names)}
     chosen = [
         (f"{found[name].name}/{path}", path.partition("/")[0])
@@ -93,14 +102,38 @@ def open_folder(
     return EncodedData(records, tuple(class_names), NAME, split, shape, image_size, resize_size)
 
 
+def _directories(parent: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The directories in another one by name, in the order of their names."""
+    return {
+        path.name: path
+        for path in sorted(parent.iterdir())
+        if path.is_dir() and not path.name.startswith(".")
+    }
+
+
 def _images(directory: str) -> list[str]:
     """All images of a split, relative to it, in an order that only their number decides."""
-    paths = sorted(
-        os.path.relpath(os.path.join(folder, file), directory).replace(os.sep, "/")
-        for folder, _, files in os.walk(directory, followlinks=True)
-        for file in files
-        if file.lower().endswith(_SUFFIXES) and folder != directory
-    )
+    paths: list[str] = []
+    for folder, below, files in os.walk(directory, followlinks=True):
+        # Copies and notes of other programs: .ipynb_checkpoints, ._1.jpg of macOS.
+        below[:] = [name for name in below if not name.startswith(".")]
+        if folder != directory:
+            paths += (
+                os.path.relpath(os.path.join(folder, file), directory).replace(os.sep, "/")
+                for file in files
+                if file.lower().endswith(_SUFFIXES) and not file.startswith(".")
+            )
+    paths.sort()
     # Raw output of a bit generator never changes between versions of NumPy.
     order = np.argsort(np.random.PCG64(0).random_raw(len(paths)), kind="stable")
     return [paths[index] for index in order]
+
+
+def _check_no_class_is_empty(directory: pathlib.Path, classes: list[str], files: list[str]) -> None:
+    """Raises a ValueError for a class whose images would be missed without a word."""
+    empty = sorted(set(classes) - {path.partition("/")[0] for path in files})
+    if empty:
+        raise ValueError(
+            f"{str(directory / empty[0])!r} is the directory of a class, and must have a file "
+            f"ending in one of {', '.join(_SUFFIXES)}; it has none"
+        )

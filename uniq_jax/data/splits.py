@@ -25,7 +25,7 @@ def resolve_split(split: str, sizes: Mapping[str, int]) -> tuple[str, list[Part]
         ValueError: On an unknown split, a malformed or empty slice.
     """
     if "test" not in sizes and "validation" in sizes:
-        split = re.sub(r"(?<![\w-])test(?![\w-])", "validation", split)
+        split = rename(split, "test", "validation")
     if split in sizes:
         parts = [(split, 0, sizes[split])]
     else:
@@ -37,6 +37,16 @@ def resolve_split(split: str, sizes: Mapping[str, int]) -> tuple[str, list[Part]
                 f"the slice is [{start}:{stop}]"
             )
     return split, parts
+
+
+def rename(split: str, old: str, new: str) -> str:
+    """A split expression in which one split has another name.
+
+    Example:
+        >>> rename("train+val[:50%]+interval[:9]", "val", "validation")
+        'train+validation[:50%]+interval[:9]'
+    """
+    return re.sub(rf"(?<![\w-]){re.escape(old)}(?![\w-])", new, split)
 
 
 def _absolute(term: str, sizes: Mapping[str, int]) -> Part:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from uniq_jax.deploy import integers, operations, thresholds
 from uniq_jax.deploy.graph import Graph, Node, pruned, replaced
-from uniq_jax.deploy.network import FrozenNetwork
+from uniq_jax.deploy.network import About, FrozenNetwork
 from uniq_jax.deploy.trace import ELEMENTWISE, Traced, trace
 from uniq_jax.nn import levels
 
@@ -35,7 +35,11 @@ _REASONS = {
 
 
 def freeze(
-    model: nnx.Module, image_shape: tuple[int, ...], *, integer_thresholds: bool = True
+    model: nnx.Module,
+    image_shape: tuple[int, ...],
+    *,
+    integer_thresholds: bool = True,
+    about: About | None = None,
 ) -> FrozenNetwork:
     """The integer network that a quantized model is in evaluation.
 
@@ -50,6 +54,8 @@ def freeze(
       image_shape: of one input, (height, width, channels).
       integer_thresholds: False keeps the float32 operations between sums and quantizers
         everywhere. Codes are the same; formats that know steps, not thresholds, want this form.
+      about: labels, and how images are normalized, which files carry along and
+        `uniq_jax.predict` needs.
 
     Returns:
       The network, which needs the model no more.
@@ -57,7 +63,7 @@ def freeze(
     Raises:
       ValueError: if the model has no layer whose input and kernel are quantized, computes in
         another dtype than float32, or has learned scalars that are not finite; if sums could
-        overflow an int32.
+        overflow an int32; if `image_shape` or `about` are not of such images.
       NotImplementedError: if the model does something that no frozen network can; the message names
         it.
 
@@ -71,13 +77,32 @@ def freeze(
       >>> frozen(jnp.zeros((1, 8, 8, 3))).shape
       (1, 10)
     """
+    about = _checked(image_shape, about or About())
     evaluated = nnx.clone(model)
     evaluated.eval()
     traced = trace(evaluated, image_shape)
     graph, arrays = _with_integers(traced)
     graph = _with_sum_thresholds(graph, arrays, wanted=integer_thresholds)
     graph, arrays = pruned(graph, arrays)
-    return FrozenNetwork(graph=graph, arrays={k: jnp.asarray(v) for k, v in arrays.items()})
+    return FrozenNetwork(graph, {k: jnp.asarray(v) for k, v in arrays.items()}, about)
+
+
+def _checked(image_shape: Any, about: About) -> About:
+    if (
+        not isinstance(image_shape, tuple | list)
+        or not image_shape
+        or not all(isinstance(size, int | np.integer) and size > 0 for size in image_shape)
+    ):
+        raise ValueError(
+            f"image_shape (={image_shape!r}) must be that of one input, without the batch: "
+            "(height, width, channels)"
+        )
+    if len(about.mean) not in (0, 1, image_shape[-1]):
+        raise ValueError(
+            f"about.mean (={about.mean}) must have as many entries as image_shape (="
+            f"{tuple(image_shape)}) has channels"
+        )
+    return about
 
 
 def _with_integers(traced: Traced) -> tuple[Graph, dict[str, Any]]:

@@ -14,7 +14,7 @@ class Node:
 
     Attributes:
       name: of its output.
-      operation: a key of `uniq_jax.deploy.operations.OPERATIONS`.
+      operation: of `uniq_jax.deploy.operations.NAMES`.
       inputs: names of outputs of earlier nodes, of arrays, or "input".
       attributes: name to numbers, strings, or tuples of them: what is no array.
       layer: path of the layer of the model that it comes from, or "".

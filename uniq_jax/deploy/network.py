@@ -1,6 +1,7 @@
 """The frozen network: an immutable pytree that is called with images."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,9 +22,13 @@ class About:
     Attributes:
       name: of the network, for people.
       labels: of the classes, in the order of the logits; () where they have none.
-      mean, std: of the training images, per channel, in 0..255; () for images as they are.
+      mean, std: of the training images, in 0..255, for each channel or one for all; () for images
+        as they are.
       resize_size: what the shorter side of a photo is resized to before the crop at its centre; 0
         for the input's size.
+
+    Raises:
+      ValueError: if `mean` and `std` are of different lengths, or a `std` is not positive.
     """
 
     name: str = ""
@@ -32,9 +37,52 @@ class About:
     std: tuple[float, ...] = ()
     resize_size: int = 0
 
+    def __post_init__(self) -> None:
+        # JAX compares them, as static arguments, which lists cannot be.
+        for name, kind in (("labels", str), ("mean", float), ("std", float)):
+            object.__setattr__(self, name, tuple(map(kind, getattr(self, name))))
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean (={self.mean}) must have as many entries as std (={self.std})")
+        if not all(0 < deviation < float("inf") for deviation in self.std):
+            raise ValueError(f"std (={self.std}) must be positive")
+
     def normalize(self, images: Any) -> np.ndarray:
         """uint8 images, (…, channels), as the network wants them: float32, `exact.normalize`."""
         return np.asarray(_normalize(np.asarray(images), self.mean, self.std))
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Arrays(Mapping[str, Any]):
+    """Arrays by name, which stay as they are; a pytree.
+
+    Args:
+      items: that are copied.
+    """
+
+    def __init__(self, items: Mapping[str, Any]):
+        self._items = dict(items)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return f"Arrays({self._items!r})"
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+        """As `jax.tree_util` asks for."""
+        names = tuple(sorted(self._items))
+        return [(jax.tree_util.DictKey(name), self._items[name]) for name in names], names
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], values: Any) -> "Arrays":
+        """As `jax.tree_util` asks for."""
+        return cls(dict(zip(names, values)))
 
 
 # Compared by identity, so that `jax.jit` takes a network for a function; its arrays are constants
@@ -48,13 +96,18 @@ class FrozenNetwork:
 
     Attributes:
       graph: its operations; static under JAX's transformations.
-      arrays: int8 kernels, int32 and float32 thresholds, and float32 constants, by name.
+      arrays: int8 kernels, int32 and float32 thresholds, and float32 constants, by name; a mapping
+        that cannot be changed.
       about: static, too.
     """
 
     graph: Graph = dataclasses.field(metadata={"static": True})
-    arrays: dict[str, jax.Array]
+    arrays: Mapping[str, jax.Array]
     about: About = dataclasses.field(default=About(), metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        if type(self.arrays) is dict:  # Under JAX's transformations it may be anything.
+            object.__setattr__(self, "arrays", Arrays(self.arrays))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """The logits, float32 (batch, classes).

@@ -10,7 +10,14 @@ import numpy as np
 
 from uniq_jax.deploy.network import FrozenNetwork
 from uniq_jax.deploy.runtimes import compile_openvino, open_onnxruntime
-from uniq_jax.deploy.verification import LayerCheck, Verification, encodes_of, logits_and_codes
+from uniq_jax.deploy.verification import (
+    LayerCheck,
+    Verification,
+    encodes_of,
+    largest_difference,
+    largest_logit,
+    logits_and_codes,
+)
 
 Runtime = Literal["onnxruntime", "openvino"]
 Outputs = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -77,8 +84,8 @@ def compare_onnx(
             )
         total += len(images)
         classes += int(np.sum(logits.argmax(-1) != found["logits"].argmax(-1)))
-        difference = max(difference, float(np.max(np.abs(logits - found["logits"]))))
-        largest = max(largest, float(np.max(np.abs(logits))))
+        difference = max(difference, largest_difference(logits, found["logits"]))
+        largest = max(largest, largest_logit(logits))
     if not total:
         raise ValueError("batches must hold at least one batch")
     layers = tuple(

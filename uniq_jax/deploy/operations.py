@@ -36,11 +36,6 @@ def _reshape(node: Node, x: jax.Array) -> jax.Array:
     return x.reshape([n if isinstance(n, int) else -1 for n in node["new_sizes"]])
 
 
-def _slice(node: Node, x: jax.Array) -> jax.Array:
-    limits = _sizes(node["limit_indices"], x.shape[0])
-    return lax.slice(x, node["start_indices"], limits, node["strides"])
-
-
 def _reduce_window_max(node: Node, x: jax.Array) -> jax.Array:
     names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
     window, strides, padding, base_dilation, dilation = (tuple(node[name]) for name in names)
@@ -112,7 +107,6 @@ OPERATIONS: Mapping[str, Operation] = {
     "reshape": _reshape,
     "transpose": lambda node, x: x.transpose(node["permutation"]),
     "squeeze": lambda node, x: lax.squeeze(x, node["dimensions"]),
-    "slice": _slice,
     "pad": lambda node, x, value: lax.pad(x, value, node["padding_config"]),
     "concatenate": lambda node, *inputs: jnp.concatenate(inputs, node["dimension"]),
     "reduce_sum": lambda node, x: x.sum(node["axes"]),
@@ -131,9 +125,20 @@ OPERATIONS: Mapping[str, Operation] = {
 }
 
 
-def broadcast(node: Node, x: jax.Array, batch: int) -> jax.Array:
-    """The operation "broadcast_in_dim", which alone needs to know the batch."""
+def _broadcast(node: Node, x: jax.Array, batch: int) -> jax.Array:
     return lax.broadcast_in_dim(x, _sizes(node["shape"], batch), node["broadcast_dimensions"])
+
+
+def _slice(node: Node, x: jax.Array, batch: int) -> jax.Array:
+    start, end = (_sizes(node[f"{name}_indices"], batch) for name in ("start", "limit"))
+    return lax.slice(x, start, end, node["strides"])
+
+
+# These take the batch, too: any of their sizes may hang on it.
+_OF_BATCH: Mapping[str, Operation] = {"broadcast_in_dim": _broadcast, "slice": _slice}
+
+NAMES = frozenset({*OPERATIONS, *_OF_BATCH})
+"""All operations of a graph."""
 
 
 def execute(
@@ -142,8 +147,8 @@ def execute(
     """The outputs of all nodes, beside the `values` there are, by name."""
     for node in nodes:
         inputs = [values[name] if name in values else arrays[name] for name in node.inputs]
-        if node.operation == "broadcast_in_dim":
-            values[node.name] = broadcast(node, inputs[0], batch)
+        if node.operation in _OF_BATCH:
+            values[node.name] = _OF_BATCH[node.operation](node, *inputs, batch)
         else:
             values[node.name] = OPERATIONS[node.operation](node, *inputs)
     return values

@@ -31,6 +31,7 @@ import safetensors.numpy
 from uniq_jax.deploy import integers, operations
 from uniq_jax.deploy.graph import Graph, Node
 from uniq_jax.deploy.network import About, FrozenNetwork
+from uniq_jax.deploy.whole_files import written
 from uniq_jax.quantizers import pack_codes, unpack_codes
 
 _FORMAT = "uniq_jax.frozen"
@@ -73,7 +74,8 @@ def save(network: FrozenNetwork, path: str | os.PathLike[str]) -> int:
     }
     metadata["checksum"] = _checksum(metadata, arrays)
     data = _with_metadata(safetensors.numpy.save(arrays), metadata)
-    _write(Path(path), data)
+    with written(Path(path)) as (file,):
+        file.write_bytes(data)
     return len(data)
 
 
@@ -157,7 +159,7 @@ def _network(metadata: Mapping[str, str], arrays: dict[str, np.ndarray]) -> Froz
 def _check(nodes: tuple[Node, ...], output: str, arrays: Mapping[str, Any]) -> None:
     known = {"input", *arrays}
     for node in nodes:
-        if node.operation not in (*operations.OPERATIONS, "broadcast_in_dim"):
+        if node.operation not in operations.NAMES:
             raise _Refused(f"has an operation {node.operation!r}, which this package doesn't know")
         if missing := [name for name in node.inputs if name not in known]:
             raise _Refused(f"has a node {node.name!r} whose input {missing[0]!r} is not there")
@@ -179,12 +181,3 @@ def _checksum(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> 
         total.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         total.update(array.tobytes())
     return total.hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -107,6 +107,8 @@ def _apart(sums: Callable[..., jax.Array], words: jax.Array, ones: jax.Array) ->
     It would count anew for each of the operations that use a sum, in their loops. What is a branch,
     although one that is always taken, it leaves alone.
     """
+    if ones.size == 0:  # Of no images.
+        return sums(words, ones)
     shape = jax.eval_shape(sums, words, ones)
     is_possible = ones.reshape(-1)[0] >= 0
     return lax.cond(is_possible, sums, lambda *_: jnp.zeros(shape.shape, shape.dtype), words, ones)

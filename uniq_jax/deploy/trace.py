@@ -92,20 +92,22 @@ def trace(model: nnx.Module, image_shape: tuple[int, ...]) -> Traced:
       image_shape: of one input, without the batch.
 
     Raises:
+      ValueError: if the model computes in another dtype than float32, or returns other things than
+        logits.
       NotImplementedError: if the model does something that no frozen network can; the message
         names the primitive and the line of the model.
     """
-    call: Any = model
-    programs = []
-    for batch in _BATCHES:
-        images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
-        with capture.recording() as layers:
-            programs.append(jax.make_jaxpr(lambda images: call(images))(images))
-    if len(programs[0].out_avals) != 1:
-        raise ValueError(
-            f"model must return one array, the logits; it returns {len(programs[0].out_avals)}"
-        )
     names = {id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(model)}
+    try:
+        programs, layers = _programs(model, image_shape)
+    except capture.NotRecordableError as error:
+        name = names.get(id(error.layer), f"of type {type(error.layer).__name__}")
+        raise error.kind(f"the layer {name} {error.reason}") from None
+    outputs = programs[0].out_avals
+    if len(outputs) != 1:
+        raise ValueError(f"model must return one array, the logits; it returns {len(outputs)}")
+    if outputs[0].dtype != jnp.float32:
+        raise ValueError(f"model must return float32 logits; it returns {outputs[0].dtype}")
     paths = [names.get(id(layer), f"layer{i}") for i, layer in enumerate(layers)]
     builder = _Builder(paths)
     jaxprs = tuple(program.jaxpr for program in programs)
@@ -113,6 +115,30 @@ def trace(model: nnx.Module, image_shape: tuple[int, ...]) -> Traced:
     graph = Graph(tuple(builder.nodes), builder.named(output), tuple(image_shape))
     graph, arrays = pruned(graph, builder.arrays)
     return Traced(graph, arrays, layers, builder.paths)
+
+
+def _programs(
+    model: nnx.Module, image_shape: tuple[int, ...]
+) -> tuple[list[ClosedJaxpr], list[Any]]:
+    """The model's evaluation at each of `_BATCHES`, and the quantized layers that it calls."""
+    call: Any = model
+    programs, layers = [], []
+    for batch in _BATCHES:
+        images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+        try:
+            with capture.recording() as layers:
+                programs.append(jax.make_jaxpr(lambda images: call(images))(images))
+        except ValueError as error:
+            if "trace level" not in str(error):  # What Flax says of its transforms.
+                raise
+            raise NotImplementedError(
+                "a frozen network cannot hold layers that lie in a transform of Flax, such as "
+                "nnx.scan"
+            ) from error
+        except TypeError as error:
+            error.add_note(f"image_shape (={image_shape!r}) may not be what the model takes")
+            raise
+    return programs, layers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,8 @@ class Verification:
     Attributes:
       images: how many.
       layers: in the order of their calls.
-      logit_difference: the largest difference of two logits, over the largest logit.
+      logit_difference: the largest difference of two logits, over the largest logit; inf where
+        one of them is not finite and the other is something else.
       class_mismatches: images whose largest logit is of another class.
     """
 
@@ -102,8 +103,8 @@ def verify(model: nnx.Module, frozen: FrozenNetwork, batches: Iterable[Any]) -> 
         mismatches += np.asarray(_differing(codes, frozen_codes))
         total += images.shape[0]
         classes += int(jnp.sum(jnp.argmax(logits, -1) != jnp.argmax(frozen_logits, -1)))
-        difference = max(difference, float(jnp.max(jnp.abs(logits - frozen_logits))))
-        largest = max(largest, float(jnp.max(jnp.abs(logits))))
+        difference = max(difference, largest_difference(logits, frozen_logits))
+        largest = max(largest, largest_logit(logits))
     if not total:
         raise ValueError("batches must hold at least one batch")
     layers = tuple(
@@ -115,6 +116,21 @@ def verify(model: nnx.Module, frozen: FrozenNetwork, batches: Iterable[Any]) -> 
 def encodes_of(frozen: FrozenNetwork) -> list[Node]:
     """The quantizers of activations, in the order of their calls."""
     return [node for node in frozen.graph.nodes if node.operation in _ENCODES]
+
+
+def largest_difference(first: Any, second: Any) -> float:
+    """Of two arrays of logits; inf where one is not finite and the other is something else."""
+    first, second = np.asarray(first), np.asarray(second)
+    is_same = (first == second) | (np.isnan(first) & np.isnan(second))
+    with np.errstate(invalid="ignore"):  # inf - inf is nan.
+        differences = np.nan_to_num(np.abs(first - second), nan=np.inf, posinf=np.inf)
+    return float(np.max(np.where(is_same, 0, differences), initial=0))
+
+
+def largest_logit(logits: Any) -> float:
+    """The largest magnitude of those that are finite."""
+    magnitudes = np.abs(np.asarray(logits))
+    return float(np.max(magnitudes[np.isfinite(magnitudes)], initial=0))
 
 
 # At module level, so that the next network of the same shape is not compiled anew.

@@ -16,6 +16,9 @@ def written(*paths: Path) -> Iterator[tuple[Path, ...]]:
     Args:
       *paths: in one directory.
 
+    Raises:
+      FileNotFoundError: if that directory is not there.
+
     Example:
       >>> folder = Path(tempfile.mkdtemp())
       >>> with written(folder / "a.txt") as (file,):
@@ -23,6 +26,8 @@ def written(*paths: Path) -> Iterator[tuple[Path, ...]]:
       >>> [path.name for path in folder.iterdir()]
       ['a.txt']
     """
+    if not paths[0].parent.is_dir():
+        raise FileNotFoundError(f"{paths[0]} cannot be written: {paths[0].parent} is no directory")
     folder = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=paths[0].parent))
     try:
         files = tuple(folder / path.name for path in paths)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend.core import Primitive
 
 from uniq_jax import exact
@@ -32,6 +33,20 @@ rescale_mark = Primitive("uniq_jax_rescale")
 
 for _mark in (encode_mark, rescale_mark):
     _mark.def_abstract_eval(lambda x, *_, layer: x)
+
+
+class NotRecordableError(Exception):
+    """A layer cannot say what it would do on integers.
+
+    Args:
+      layer: which.
+      reason: that goes on behind the layer's name.
+      kind: what `freeze` raises.
+    """
+
+    def __init__(self, layer: Any, reason: str, kind: type[Exception]):
+        super().__init__(reason)
+        self.layer, self.reason, self.kind = layer, reason, kind
 
 
 @contextlib.contextmanager
@@ -93,9 +108,19 @@ def product(
       multiply: the layer's bilinear map.
       dtype: of the result, if not that of `inputs`.
       place_scale: as in `uniq_jax.nn.product.product`.
+
+    Raises:
+      NotRecordableError: if the kernel is not concrete, or either is not float32.
     """
     layers = _layers.get()
     assert layers is not None
+    if isinstance(kernel, Tracer):
+        reason = "lies in a transform that JAX traces apart, such as nnx.remat"
+        raise NotRecordableError(layer, reason, NotImplementedError)
+    others = [a.dtype.name for a in (inputs, kernel) if a.dtype != jnp.float32]
+    if others:
+        reason = f"must compute in float32 to be frozen, and not in {others[0]}"
+        raise NotRecordableError(layer, reason, ValueError)
     layers.append(layer)
     number = len(layers) - 1
     weight, activation = layer.weight_quantizer, layer.activation_quantizer

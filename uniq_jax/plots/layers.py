@@ -1,5 +1,6 @@
 """Pictures of quantized layers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ _SPIKE = 2.0
 
 def histograms(layer: Mapping[str, Any], label: str) -> str:
     """Draws what a layer gets, with its thresholds, and its weights, with their levels.
+
+    What is not finite is left out, and a note says so.
 
     Args:
       layer: of `layers.json`.
@@ -48,25 +51,13 @@ def _histogram(
     levels: Sequence[float],
     name: str,
 ) -> None:
-    counts = np.asarray(histogram["counts"], np.float64)
-    edges = np.linspace(histogram["low"], histogram["high"], counts.size + 1)
-    shares = 100 * counts / max(counts.sum(), 1)
-    used = np.flatnonzero(counts)
-    if used.size:
-        low = min(edges[used[0]], min(levels))
-        high = max(edges[used[-1] + 1], max(levels))
-        room = 0.02 * (high - low)
-        panel.set_xlim(low - room, high + room)
-    panel.stairs(shares, edges, fill=True, color=drawing.FILL, linewidth=0)
-    ordered = np.sort(shares)
-    top = ordered[-1] * 1.05
-    if ordered[-1] > _SPIKE * ordered[-2] > 0:
-        top = ordered[-2] * 1.6
-        spike = int(np.argmax(shares))
-        low, high = edges[spike : spike + 2]
-        where = 0 if low <= 0 <= high else (low + high) / 2
-        name += f" ({shares[spike]:.0f}% in the bin at {where:.2g})"
-    panel.set_ylim(0, top or 1)
+    has_edges = math.isfinite(histogram["low"]) and math.isfinite(histogram["high"])
+    is_finite = has_edges and all(map(math.isfinite, (*lines, *levels)))
+    lines, levels = ([x for x in values if math.isfinite(x)] for values in (lines, levels))
+    if has_edges:
+        name += _bars(panel, histogram, levels)
+    if not is_finite:
+        panel.text(0.98, 0.95, "not finite", transform=panel.transAxes, ha="right", va="top")
     colour = drawing.series_colour(1)
     if len(lines) <= _MOST_LINES:
         for x in lines:
@@ -76,6 +67,30 @@ def _histogram(
     panel.set_xlabel(name)
     panel.set_ylabel("% per bin")
     panel.grid(False)
+
+
+def _bars(panel: Any, histogram: Mapping[str, Any], levels: Sequence[float]) -> str:
+    """Draws the bins; what is to be said of one that is cut off, or nothing."""
+    counts = np.asarray(histogram["counts"], np.float64)
+    edges = np.linspace(histogram["low"], histogram["high"], counts.size + 1)
+    shares = 100 * counts / max(counts.sum(), 1)
+    used = np.flatnonzero(counts)
+    if used.size:
+        low = min([edges[used[0]], *levels])
+        high = max([edges[used[-1] + 1], *levels])
+        room = 0.02 * (high - low)
+        panel.set_xlim(low - room, high + room)
+    panel.stairs(shares, edges, fill=True, color=drawing.FILL, linewidth=0)
+    ordered = np.sort(shares)
+    top, note = ordered[-1] * 1.05, ""
+    if ordered[-1] > _SPIKE * ordered[-2] > 0:
+        top = ordered[-2] * 1.6
+        spike = int(np.argmax(shares))
+        low, high = edges[spike : spike + 2]
+        where = 0 if low <= 0 <= high else (low + high) / 2
+        note = f" ({shares[spike]:.0f}% in the bin at {where:.2g})"
+    panel.set_ylim(0, top or 1)
+    return note
 
 
 def over_training(

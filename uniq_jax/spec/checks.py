@@ -1,5 +1,7 @@
 """What values the keys of a config may have."""
 
+import dataclasses
+import math
 from typing import Any
 
 from uniq_jax.spec.sections import (
@@ -18,6 +20,9 @@ class ConfigError(ValueError):
 
 def check(spec: RunSpec) -> None:
     """Raises a ConfigError that names the first key whose value is out of range."""
+    _check_finite(spec, "")
+    for phase in spec.phases:
+        _check_finite(phase, f"{phase.name}.")
     _check_data(spec.data)
     _check_export(spec.export)
     _require(0 <= spec.seed < 2**32, "seed", spec.seed, "in 0..2**32-1")
@@ -49,6 +54,18 @@ def _at_least_0(section: Any, prefix: str, *keys: str) -> None:
         _require(value >= 0, f"{prefix}{key}", value, "at least 0")
 
 
+def _check_finite(section: Any, prefix: str) -> None:
+    """Checks all numbers of a section and of those in it, but for the phases."""
+    for field in dataclasses.fields(section):
+        key, value = f"{prefix}{field.name}", getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_finite(value, f"{key}.")
+        is_tuple = isinstance(value, tuple)
+        entries = {f"{key}[{i}]": v for i, v in enumerate(value)} if is_tuple else {key: value}
+        for name, entry in entries.items():
+            _require(not isinstance(entry, float) or math.isfinite(entry), name, entry, "finite")
+
+
 def _check_data(data: DataSpec) -> None:
     for key in ("batch_size", "eval_batch_size"):
         value = getattr(data, key)
@@ -67,6 +84,8 @@ def _check_data(data: DataSpec) -> None:
         _require(data.in_memory != "always", "data.in_memory", data.in_memory, rule)
     rule = f"as long as config.data.mean (={data.mean!r})"
     _require(len(data.mean) == len(data.std), "data.std", data.std, rule)
+    for i, value in enumerate(data.std):
+        _require(value > 0, f"data.std[{i}]", value, "above 0")
 
 
 def _check_export(export: ExportSpec) -> None:

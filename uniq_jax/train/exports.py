@@ -6,7 +6,7 @@ openvino    openvino/model.xml, .bin        OpenVINO's own
 qonnx       model.qonnx.onnx                for tools that know QONNX
 stablehlo   model.stablehlo                 `jax.export.deserialize`
 
-`export.json` beside them says what they are, and how they were checked. It is written last.
+`export.json` beside them says what they are, and how they were checked.
 """
 
 import dataclasses
@@ -98,20 +98,10 @@ def write(run: Run, phase: PhaseSpec, step: int, frozen: Frozen, workdir: Path) 
     wants_steps = {"qonnx"} if spec.exact else {"onnx", "openvino", "qonnx"}
     if wants_steps.intersection(spec.names):
         # The codes are the same; formats that know steps make more of it.
-        shape = frozen.network.graph.image_shape
-        steps = deploy.freeze(frozen.model, shape, integer_thresholds=False)
-        steps = dataclasses.replace(steps, about=frozen.network.about)
+        shape, about = frozen.network.graph.image_shape, frozen.network.about
+        steps = deploy.freeze(frozen.model, shape, integer_thresholds=False, about=about)
         other = freezing.check(run, phase, frozen.model, steps)
         found = max(found, other, key=lambda check: check.mismatches)
-    files: dict[str, dict[str, int]] = {}
-    for name in spec.names:
-        _export(name, frozen.network, steps, directory, spec)
-        files[name] = {
-            path.relative_to(directory).as_posix(): path.stat().st_size
-            for path in _files(directory, name)
-        }
-    if spec.sample_images:
-        _write_samples(run, directory / SAMPLES_DIRECTORY, spec.sample_images)
     float_epilogues = {
         layer.path: layer.output
         for layer in deploy.layers(frozen.network)
@@ -122,8 +112,8 @@ def write(run: Run, phase: PhaseSpec, step: int, frozen: Frozen, workdir: Path) 
         "phase": phase.name,
         "step": step,
         "image_shape": frozen.network.graph.image_shape,
-        "batch": spec.batch,
-        "files": {**before, **files},
+        "files": dict(before.get("files", {})),
+        "options": dict(before.get("options", {})),
         "check": {
             **dataclasses.asdict(found),
             "codes": found.codes,
@@ -131,28 +121,43 @@ def write(run: Run, phase: PhaseSpec, step: int, frozen: Frozen, workdir: Path) 
         },
         "float_epilogues": float_epilogues,
         "versions": {
+            **before.get("versions", {}),
             "uniq_jax": __version__,
             "jax": jax.__version__,
-            **{name: importlib.metadata.version(name) for name in spec.names if name in _EXTRAS},
         },
     }
-    write_json(directory / EXPORT_FILE, description)
+    files: dict[str, dict[str, int]] = {}
+    for name in spec.names:
+        # Files that are there are described at any time, and no others.
+        description["files"].pop(name, None)
+        write_json(directory / EXPORT_FILE, description)
+        _export(name, frozen.network, steps, directory, spec)
+        files[name] = {
+            path.relative_to(directory).as_posix(): path.stat().st_size
+            for path in _files(directory, name)
+        }
+        description["files"][name] = files[name]
+        description["options"][name] = {"batch": spec.batch, "exact": spec.exact}
+        if name in _EXTRAS:
+            description["versions"][name] = importlib.metadata.version(name)
+        write_json(directory / EXPORT_FILE, description)
+    if spec.sample_images:
+        _write_samples(run, directory / SAMPLES_DIRECTORY, spec.sample_images)
     return Exported(directory, files, found, float_epilogues)
 
 
 def _of_this_step(directory: Path, phase: str, step: int) -> dict[str, Any]:
-    """Removes `export.json`; returns what files it lists, or removes them if of another step."""
+    """What `export.json` says, if it is of this step; else its files are removed."""
     path = directory / EXPORT_FILE
     if not path.exists():
         return {}
     before = json.loads(path.read_text(encoding="utf-8"))
-    files = before["files"]
-    if (before["phase"], before["step"]) != (phase, step):
-        for name in (name for of_format in files.values() for name in of_format):
-            (directory / name).unlink(missing_ok=True)
-        files = {}
+    if (before["phase"], before["step"]) == (phase, step):
+        return before
+    for name in (name for of_format in before["files"].values() for name in of_format):
+        (directory / name).unlink(missing_ok=True)
     path.unlink()
-    return files
+    return {}
 
 
 def table(exported: Exported) -> Table:

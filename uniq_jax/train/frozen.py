@@ -55,8 +55,7 @@ def freeze(run: Run, phase: PhaseSpec, state: TrainState) -> Frozen:
         std=program.std,
         resize_size=run.spec.data.resize_size,
     )
-    network = deploy.freeze(model, run.test_data.image_shape)
-    network = dataclasses.replace(network, about=about)
+    network = deploy.freeze(model, run.test_data.image_shape, about=about)
     return Frozen(model, network, check(run, phase, model, network))
 
 
