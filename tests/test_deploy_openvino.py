@@ -1,13 +1,19 @@
 """Binary networks in OpenVINO's runtime."""
 
+import functools
 import importlib.util
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from frozen_networks import SHAPE, answers, images, small
 
-from uniq_jax import deploy
+import uniq_jax
+from uniq_jax import deploy, rules
+from uniq_jax.deploy import integers
 from uniq_jax.deploy.runtimes import load_openvino
 from uniq_jax.nn import UniqActivation, UniqWeight
 
@@ -88,6 +94,111 @@ def test_other_networks_are_those_of_onnx(tmp_path):
     for count in (1, 16):
         logits, _ = answers(network, count)
         np.testing.assert_allclose(program(images(count))["logits"], logits, rtol=1e-5, atol=1e-5)
+
+
+class Wide(nnx.Module):
+    """Layers of 8 bits, two of which have large sums, around one of few bits."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv1 = nnx.Conv(3, 384, (3, 3), strides=2, rngs=rngs)
+        self.conv2 = nnx.Conv(384, 16, (3, 3), rngs=rngs)
+        self.conv3 = nnx.Conv(16, 64, (3, 3), rngs=rngs)
+        self.fc = nnx.Linear(2304, 5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # Codes fall where sums rise, in every other channel.
+        x = self.conv2(nnx.relu(self.conv1(x))) * jnp.where(jnp.arange(16) % 2, 1.0, -1.0)
+        return self.fc(nnx.relu(self.conv3(x)).reshape(x.shape[0], -1))
+
+
+@functools.cache
+def wide(signed, bits):
+    """Frozen, with signed codes of the images or not, and so many bits of conv3's input.
+
+    Each of the latter's thresholds is the smallest sum that is rounded as one of the sums is.
+    """
+    rng = np.random.default_rng(0)
+    # Without compiled programs for each random kernel.
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Wide(nnx.Rngs(0))))
+    values = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), state)
+    for name in ("conv1", "conv3"):
+        values[name]["bias"] = jax.tree.map(lambda leaf: leaf + 4, values[name]["bias"])
+    for name in ("conv2", "fc"):
+        values[name]["kernel"] = jax.tree.map(np.abs, values[name]["kernel"])
+    model = uniq_jax.quantize(
+        nnx.merge(graphdef, values),
+        [
+            rules.Rule("conv1", UniqWeight(8), UniqActivation(8, signed)),
+            rules.Rule("conv3", UniqWeight(1), UniqActivation(bits, True)),
+            rules.Rule(".*", UniqWeight(8), UniqActivation(8)),
+        ],
+    )
+    batch = np.abs(images(COUNT))
+    network = deploy.freeze(model, SHAPE)
+    product, limits, signs = only(network, "encode_sums").inputs
+    sums = jax.jit(network.values)(batch)[product] * network.arrays[signs]
+    ranks = np.linspace(0, 1, 2**bits + 1)[1:-1]
+    rounded = np.quantile(np.float32(sums).reshape(-1, 16), ranks, axis=0, method="nearest")
+    near = rounded.astype(np.int32) + np.arange(-2, 1)[:, None, None]
+    smallest = np.where(np.float32(near) == rounded, near, 2**31 - 1).min(0)
+    network.arrays[limits] = jnp.asarray(smallest, jnp.int32)
+    return network
+
+
+def only(network, operation):
+    """The first node of an operation."""
+    return next(node for node in network.graph.nodes if node.operation == operation)
+
+
+def found_in(network, batch, *names):
+    """The logits of OpenVINO's operations, and the outputs of some nodes."""
+    from uniq_jax.deploy import openvino_operations
+    from uniq_jax.deploy.channels_first import channels_first
+
+    first = channels_first(network.graph, network.arrays)
+    found = compiled(openvino_operations.model(first, len(batch), outputs=names))(batch)
+    return [np.asarray(found[name]) for name in ("logits", *names)]
+
+
+@pytest.mark.parametrize(("signed", "bits"), [(True, 1), (False, 2)])
+def test_inputs_on_and_beside_thresholds_have_their_codes(signed, bits):
+    network = wide(signed, bits)
+    encode = only(network, "encode")
+    limits = np.asarray(network.arrays[encode.inputs[1]])
+    ends = np.float32([-np.inf, np.inf])
+    points = np.concatenate([limits, *(np.nextafter(limits, end) for end in ends)])
+    # A backend may take denormal numbers for zero.
+    points = points[(points == 0) | (np.abs(points) >= np.finfo(np.float32).tiny)]
+    batch = np.resize(points, (COUNT, *SHAPE))
+    values = jax.jit(network.values)(batch)
+    logits, levels = found_in(network, batch, encode.name)
+    wanted = integers.levels_of(values[encode.name], integers.form(*encode["grid"]))
+    assert len(np.unique(wanted)) == 256
+    np.testing.assert_array_equal(np.moveaxis(levels, 1, -1), wanted)
+    np.testing.assert_array_equal(logits, values[network.graph.output])
+
+
+@pytest.mark.parametrize(("signed", "bits"), [(True, 1), (False, 2)])
+def test_sums_beyond_the_integers_of_float32_are_rounded_once(signed, bits):
+    network = wide(signed, bits)
+    encode = only(network, "encode_sums")
+    batch = np.abs(images(COUNT))
+    values = jax.jit(network.values)(batch)
+    products = [node for node in network.graph.nodes if node.operation == "integer_product"]
+    wide_ones = [node.name for node in products if node["largest_sum"] >= 2**24]
+    for name in wide_ones:
+        sums = np.asarray(values[name])
+        assert np.mean(np.float32(sums).astype(np.int32) != sums) > 0.2
+    names = [*wide_ones, encode.name]
+    logits, *found = found_in(network, batch, *names)
+    values[encode.name] = integers.levels_of(values[encode.name], integers.form(*encode["grid"]))
+    assert set(np.unique(network.arrays[encode.inputs[2]])) == {-1, 1}
+    for name, got in zip(names, found):
+        wanted = np.asarray(values[name]).astype(np.float32)
+        np.testing.assert_array_equal(np.moveaxis(got, 1, -1), wanted, err_msg=name)
+    # More outputs keep operations apart that are joined without them.
+    for got in (logits, *found_in(network, batch)):
+        np.testing.assert_array_equal(got, values[network.graph.output])
 
 
 def test_what_cannot_be_written_is_an_error(network, tmp_path):

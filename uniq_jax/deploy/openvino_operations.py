@@ -16,6 +16,7 @@ import numpy as np
 
 from uniq_jax.deploy import integers
 from uniq_jax.deploy.channels_first import ChannelsFirst
+from uniq_jax.deploy.digits import kernel_digits
 from uniq_jax.deploy.graph import Node
 from uniq_jax.deploy.openvino_values import (
     TINY,
@@ -25,13 +26,16 @@ from uniq_jax.deploy.openvino_values import (
     bit_tensor,
     constant,
     count,
+    even_code,
     level_of_code,
     levels,
     openvino,
     ops,
+    rounded_sum,
     window,
 )
 from uniq_jax.deploy.uniform import uniform_step
+from uniq_jax.nn.levels import EXACT
 
 # Up to this many thresholds each has a comparison.
 _FEW = 31
@@ -241,7 +245,15 @@ class _Writer:
             pad_value = -1.0 if node["activation"][1] == 0 else 0.0
             x = self.bits[node.inputs[0]]
             return ops.binary_convolution(x, filters, *window(node), "xnor-popcount", pad_value)
-        kernel = levels(kernel, integers.form(*node["weight"]))
+        form = integers.form(*node["weight"])
+        if node["largest_sum"] < EXACT:
+            return self._level_product(node, levels(kernel, form))
+        codes = np.asarray(integers.codes_of(kernel, form))
+        digits = kernel_digits(codes, node["weight"], node["largest_sum"])
+        return rounded_sum([(place, self._level_product(node, d)) for place, d in digits])
+
+    def _level_product(self, node: Node, kernel: np.ndarray) -> Value:
+        """The product with a kernel of levels, exact where its sums stay below 2**24."""
         if kernel.ndim == 2:
             return ops.matmul(self._input(node), constant(kernel), False, False)
         return self._convolution(node, kernel)
@@ -265,11 +277,7 @@ class _Writer:
             edge = np.nextafter(limits.reshape(1, 1, 1, 1), np.float32(-np.inf))
             self.bits[node.name] = as_bits(x, edge, np.array(True))
         step = None if limits.size <= _FEW else uniform_step(limits, node["grid"][1])
-        if step is None:
-            return level_of_code(count(x, list(limits)), node)
-        # A grid of half-integers has them between codes.
-        code = ops.add(ops.divide(x, constant(step)), constant(node["grid"][1]))
-        code = ops.round(ops.clamp(code, 0.0, float(limits.size)), "half_to_even")
+        code = count(x, list(limits)) if step is None else even_code(x, step, node["grid"])
         return level_of_code(code, node)
 
     def _encode_sums(self, node: Node) -> Value:
@@ -282,8 +290,14 @@ class _Writer:
         total, factor = self._correction(product) if self._is_binary(product) else (0.0, 1.0)
         # Thresholds of the result: results are integers, and thresholds lie between them.
         edges = [(limit.reshape(shape) - 0.5) * signs / factor - total for limit in limits]
+        edge = edges[0]
+        if product["largest_sum"] >= EXACT:
+            # These sums are rounded, and reach a rounded limit if they reached it before.
+            edges = [limit.astype(np.float32).reshape(shape) * signs for limit in limits]
+            edge = edges[0].astype(np.float32)
+            edge = np.where(signs > 0, np.nextafter(edge, np.float32(-np.inf)), edge)
         if self._has_binary_user(node):
-            self.bits[node.name] = as_bits(x, edges[0], signs > 0)
+            self.bits[node.name] = as_bits(x, edge, signs > 0)
         edges = [(edge * signs).astype(np.float32) for edge in edges]
         return level_of_code(count(ops.multiply(x, constant(signs)), edges), node)
 
