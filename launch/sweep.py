@@ -14,9 +14,10 @@ ARGUMENTS go to uniq_jax.main in all runs.
 
 The runs are trained one after another, or --jobs at a time, whose output is in log.txt of each
 directory. A finished one is skipped, an unfinished one goes on, and where one fails it is named at
-the end, with the exit code 1; 75 says that runs were only stopped. `--slurm=FILE` writes a job
-array for `sbatch FILE` in place of that. WORKDIR/sweep.csv and sweep.md hold the table; --collect
-only makes it anew. PYTHON names the interpreter of the runs, by default this one.
+the end, with the exit code 1; 75 says that runs were only stopped. A finished one of another config
+is an error. `--slurm=FILE` writes a job array for `sbatch FILE` in place of that. WORKDIR/sweep.csv
+and sweep.md hold the table; --collect only makes it anew. PYTHON names the interpreter of the runs,
+by default this one.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import sweep_specs
 from rich.console import Console
 from rich.table import Table
 from side_by_side import run_all
@@ -108,9 +110,14 @@ def command(config: str, overrides: Mapping[str, Any], workdir: Path, more: list
         "uniq_jax.main",
         f"--config={path}:{arguments}" if arguments else f"--config={path}",
         f"--workdir={workdir}",
-        *(f"--config.{key}={value}" for key, value in overrides.items() if "." in key),
+        *_words(overrides),
         *more,
     ]
+
+
+def _words(overrides: Mapping[str, Any]) -> list[str]:
+    """The arguments that override keys of the config."""
+    return [f"--config.{key}={value}" for key, value in overrides.items() if "." in key]
 
 
 def _argument(arg: str, overrides: Mapping[str, Any]) -> str:
@@ -171,27 +178,27 @@ def _texts(row: Mapping[str, Any]) -> list[str]:
     return [row["run"], *("-" if value is None else show(value) for value, show in values)]
 
 
-def check(module: ModuleType, config: str, runs: list[dict[str, Any]]) -> None:
-    """Raises a SweepError that names the run whose config is wrong, before any is trained."""
-    from uniq_jax.config import run_spec
+def check(
+    module: ModuleType, config: str, runs: Mapping[Path, Mapping[str, Any]], more: list[str]
+) -> None:
+    """Raises a SweepError that names the run whose config is wrong, before any is trained.
 
+    So is a finished run of another config: its directory is named by what `add` was given alone.
+    """
     _, _, arg = config.partition(":")
-    for overrides in runs:
+    for workdir, overrides in runs.items():
         try:
             built = module.get_config(_argument(arg, overrides) or None)
-            for key, value in overrides.items():
-                *sections, last = key.split(".")
-                if not sections:
-                    continue
-                target = built
-                for section in sections:
-                    target = target[section]
-                if last not in target:
-                    raise SweepError(f"config.{key} is no known key of the config")
-                target[last] = value
-            run_spec(built)
+            spec = sweep_specs.overridden(built, [*_words(overrides), *more])
+            changed = sweep_specs.changes(workdir, spec) if is_finished(workdir) else []
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise SweepError(f"run {name_of(overrides)}: {error}") from None
+            raise SweepError(f"run {workdir.name}: {error}") from None
+        if changed:
+            shown = "\n  ".join(changed[:10])
+            raise SweepError(
+                f"run {workdir.name} is finished, but by another config; repeat the arguments of "
+                f"that sweep, or give this one a --workdir of its own. What differs:\n  {shown}"
+            )
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -222,15 +229,15 @@ def main(argv: list[str]) -> int:
     directory = options.workdir.absolute()
     try:
         module = load(options.config.partition(":")[0])
-        runs = overrides_of(module)
-        check(module, options.config, runs)
+        runs = {directory / name_of(overrides): overrides for overrides in overrides_of(module)}
+        check(module, options.config, runs, more)
     except SweepError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 2
-    workdirs = {name_of(overrides): directory / name_of(overrides) for overrides in runs}
+    workdirs = {workdir.name: workdir for workdir in runs}
     commands = {
-        name: command(options.config, overrides, workdirs[name], more)
-        for name, overrides in zip(workdirs, runs)
+        workdir.name: command(options.config, overrides, workdir, more)
+        for workdir, overrides in runs.items()
     }
     left = [name for name in commands if not is_finished(workdirs[name])]
     if options.dry_run:

@@ -54,6 +54,18 @@ def test_a_page_has_code_and_what_it_printed():
     )
 
 
+def test_links_to_notebooks_are_of_files_here_and_of_pages_there():
+    text = "[a](notebooks/own_quantizer.py) `notebooks/b.py` [c](https://x.org/notebooks/c.py)"
+    assert notebooks.on_page_markdown(text) == text.replace("own_quantizer.py", "own_quantizer.md")
+
+
+def test_links_lead_to_files_of_the_repository():
+    pages = [*DOCS.parent.glob("*.md"), *DOCS.rglob("*.md")]
+    links = [(p, x) for p in pages for x in re.findall(r"\]\(([^)#:]+)[)#]", p.read_text())]
+    assert len(links) > 50
+    assert [(p.name, x) for p, x in links if not (p.parent / x).exists()] == []
+
+
 def test_a_notebook_that_fails_is_an_error():
     with pytest.raises(ZeroDivisionError):
         notebooks.render("# %%\n1 / 0\n", "page")

@@ -42,6 +42,13 @@ def commands_of_config(path):
     return [shlex.split(x) for x in docstring.splitlines() if x.startswith("    python ")]
 
 
+def write_configs(text, directory):
+    """The config files that a page shows: Python blocks that begin with a file's name."""
+    blocks = re.findall(r"^```python\n(# (\w+\.py)\n.*?)```", text, re.DOTALL | re.MULTILINE)
+    for block, name in blocks:
+        (directory / name).write_text(block)
+
+
 def check(words):
     """Raises an error if a command is not one that works."""
     program = words[0].removeprefix(".venv/bin/")
@@ -142,7 +149,9 @@ def check_script(path, words):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_commands_of_pages(page):
+def test_commands_of_pages(page, tmp_path, monkeypatch):
+    write_configs(page.read_text(), tmp_path)
+    monkeypatch.chdir(tmp_path)
     for words in commands(page.read_text()):
         check(words)
 

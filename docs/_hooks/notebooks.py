@@ -3,6 +3,7 @@
 A hook of mkdocs. `docs/notebooks/NAME.py` is in the percent format, which editors and Jupytext
 open as a notebook: a line `# %% [markdown]` begins text, in comments, and `# %%` code. As in a
 notebook, the value of a cell's last expression is shown: a picture where it is an `<svg>` element.
+Pages link to the script, which readers of the repository have; here the links are of its page.
 """
 
 import ast
@@ -17,6 +18,7 @@ from typing import Any
 from mkdocs.structure.files import File
 
 _DIRECTORY = Path(__file__).parents[1] / "notebooks"
+_LINK = re.compile(r"(?<=\]\()(notebooks/\w+)\.py(?=\))")
 _CELL = re.compile(r"^# %%(?: \[(markdown)\])?\n", re.MULTILINE)
 
 
@@ -26,6 +28,11 @@ def on_files(files: Any, config: Any) -> Any:
         name = f"notebooks/{path.stem}.md"
         files.append(File.generated(config, name, content=render(path.read_text("utf-8"), name)))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Leads links to scripts to their pages."""
+    return _LINK.sub(r"\1.md", markdown)
 
 
 def render(text: str, name: str) -> str:

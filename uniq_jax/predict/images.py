@@ -14,6 +14,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """The files, and in place of a directory all images below it in the order of their names.
 
+    Names that begin with a dot are left out there, as they are in training.
+
     Raises:
       FileNotFoundError: if a path does not exist, or a directory has no image.
     """
@@ -24,12 +26,17 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
                 raise FileNotFoundError(f"IMAGE (={str(path)!r}) does not exist")
             found.append(path)
             continue
-        below = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        below = sorted(p for p in path.rglob("*") if _is_image(p.relative_to(path)))
         if not below:
             suffixes = ", ".join(_SUFFIXES)
             raise FileNotFoundError(f"IMAGE (={str(path)!r}) is a directory without {suffixes}")
         found += below
     return found
+
+
+def _is_image(path: Path) -> bool:
+    is_hidden = any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in _SUFFIXES and not is_hidden
 
 
 def read_image(path: Path, model: Model) -> np.ndarray:

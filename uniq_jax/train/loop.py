@@ -14,7 +14,7 @@ import jax
 from rich.console import Console
 
 from uniq_jax import deploy
-from uniq_jax.spec import PhaseSpec, RunSpec, differences, to_json
+from uniq_jax.spec import PhaseSpec, RunSpec, to_json
 from uniq_jax.train import (
     environment,
     exclusive,
@@ -23,11 +23,12 @@ from uniq_jax.train import (
     handover,
     preemption,
     processes,
+    same_run,
     source_digests,
     start,
 )
 from uniq_jax.train.checkpoints import Checkpoints
-from uniq_jax.train.logs import METRICS_FILE, MetricsWriter, remove_torn_files, write_json
+from uniq_jax.train.logs import MetricsWriter, remove_torn_files, write_json
 from uniq_jax.train.phase import Outcome, train_phase
 from uniq_jax.train.progress import say
 from uniq_jax.train.result import RESULT_FILE, Result
@@ -67,7 +68,7 @@ def train(
       DivergedError: if the loss is no longer finite.
     """
     exports.check_installed(spec.export)
-    _check_workdir(spec, workdir)
+    same_run.check(spec, workdir, trains=True)
     if processes.all_true((workdir / RESULT_FILE).exists()):
         say(console, f"{workdir} holds the finished run; nothing is left to train")
         return Result.read(workdir)
@@ -82,7 +83,7 @@ def train(
     if (source := sources[first.name]) is not None:
         start.take(source.read(), _abstract_state(run, first), run.program(first), source.stale)
     digests = source_digests.digests(spec)
-    if (workdir / CONFIG_FILE).exists() and _has_begun(workdir):
+    if (workdir / CONFIG_FILE).exists() and same_run.has_begun(workdir):
         source_digests.check(spec, workdir, digests)
     processes.make_workdir(workdir, to_json(spec))
     is_first = jax.process_index() == 0
@@ -143,7 +144,7 @@ def evaluate(spec: RunSpec, workdir: Path, console: Console) -> dict[str, float]
       FileNotFoundError: if `workdir` has no checkpoint.
       ValueError: if `workdir` belongs to another spec.
     """
-    _check_workdir(spec, workdir)
+    same_run.check(spec, workdir, trains=False)
     run = Run(spec, _note(console))
     phase, _, state = newest(run, workdir, console)
     return run.evaluator(run.program(phase))(*state.evaluated)
@@ -163,7 +164,7 @@ def export(spec: RunSpec, workdir: Path, console: Console) -> exports.Exported |
     if not spec.export.names:
         raise ValueError("config.export.formats (='') must name a format for --mode=export")
     exports.check_installed(spec.export)
-    _check_workdir(spec, workdir)
+    same_run.check(spec, workdir, trains=False)
     run = Run(spec, _note(console))
     phase, step, state = newest(run, workdir, console)
     if phase.is_float:
@@ -204,32 +205,6 @@ def _note(console: Console) -> Callable[[str], None]:
 
 def _abstract_state(run: Run, phase: PhaseSpec) -> TrainState:
     return start.abstract_state(run.builder(phase), run.program(phase), run.mesh)
-
-
-def _check_workdir(spec: RunSpec, workdir: Path) -> None:
-    path = workdir / CONFIG_FILE
-    if not path.exists() or not _has_begun(workdir):
-        return
-    configs = json.loads(path.read_text()), to_json(spec)
-    # It may go on on other devices: batches, and their order, are those of all devices together.
-    # And what it is exported to may be decided at any time.
-    free = {"mesh": {}, "memory_limit_gib": 0, "export": {}}
-    then, now = ({**config, **free} for config in configs)
-    changed = differences(then, now)
-    if changed:
-        shown = "\n  ".join(changed[:10])
-        raise ValueError(
-            f"workdir (={str(workdir)!r}) holds a run of another config; give this one a directory "
-            f"of its own, or remove that one. What differs:\n  {shown}"
-        )
-
-
-def _has_begun(workdir: Path) -> bool:
-    """Whether something was trained there: a run may have ended before, out of memory for one."""
-    metrics = workdir / METRICS_FILE
-    if metrics.exists() and metrics.stat().st_size:
-        return True
-    return any(path.name.isdigit() for path in workdir.glob("*/checkpoints/*"))
 
 
 def _result(
