@@ -32,6 +32,7 @@ def folder(tmp_path_factory, kept_compilations):
     )
     network = deploy.freeze(model, (8, 8, 1))
     deploy.save(replace(network, about=ABOUT), root / "model.safetensors")
+    deploy.save(network, root / "bare.safetensors")
     (root / "images" / "more").mkdir(parents=True)
     images = data.load("digits", split="test[:5]").images
     for i, image in enumerate(images):
@@ -60,6 +61,21 @@ def test_it_prints_the_most_probable_classes(folder, capsys):
         wanted = np.exp(row)[order] / np.exp(row).sum()
         shares = [p["probability"] for p in entry["predictions"]]
         np.testing.assert_allclose(shares, wanted, rtol=1e-12)
+
+
+def test_pixels_that_nobody_normalizes_are_warned_of(folder, capsys):
+    image = str(folder / "images" / "1.png")
+    assert main([str(folder / "bare.safetensors"), image]) == 0
+    assert "does not say how images are normalized" in capsys.readouterr().err
+    assert main([str(folder / "model.safetensors"), image]) == 0
+    assert not capsys.readouterr().err
+
+
+def test_hidden_files_of_a_directory_are_left_out(tmp_path):
+    (tmp_path / ".cache").mkdir()
+    for name in ("._0.png", ".cache/1.png", "2.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert predict.find_images([tmp_path]) == [tmp_path / "2.png"]
 
 
 def test_directories_batches_and_the_benchmark(folder, capsys):

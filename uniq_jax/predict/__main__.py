@@ -43,6 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         model = open_model(parsed.model)
         paths = find_images(parsed.images)
+        if paths and not model.about.mean:
+            print(
+                f"warning: MODEL (={str(parsed.model)!r}) does not say how images are normalized, "
+                "and gets pixels from 0 to 255; uniq_jax.freeze(…, about=uniq_jax.deploy.About("
+                "mean=…, std=…)) tells it",
+                file=sys.stderr,
+            )
         # Every size of a batch takes a compilation.
         size = min(parsed.batch_size, len(paths)) or parsed.batch_size
         found = _predict(model, paths, parsed.top, size)
