@@ -10,6 +10,7 @@ from flax import nnx
 
 import uniq_jax
 from uniq_jax import deploy, nn, rules
+from uniq_jax.deploy import integers
 
 
 class Chain(nnx.Module):
@@ -135,6 +136,13 @@ def test_what_is_not_finite_in_both_agrees():
     x = inputs(4, 8)
     assert not np.isfinite(frozen(x)).any()
     assert deploy.verify(model, frozen, [x]).logit_difference == 0
+
+
+@pytest.mark.parametrize("bits", [1, 5, 6, 7, 8])
+def test_infinite_inputs_have_the_outermost_codes(bits):
+    limits = jnp.arange(1, 2**bits, dtype=jnp.float32)
+    x = jnp.array([-jnp.inf, -1e30, 1e30, jnp.inf])
+    assert integers.count_below(x, limits).tolist() == [0, 0, 2**bits - 1, 2**bits - 1]
 
 
 SLICES = {

@@ -80,7 +80,8 @@ def count_below(x: jax.Array, thresholds: jax.Array) -> jax.Array:
     lowest, highest = thresholds[0], thresholds[-1]
     per_step = (count - 1) / (highest - lowest)
     guess = jnp.clip(jnp.floor((x - lowest) * per_step) + 1, 0, count).astype(jnp.int32)
-    edges = jnp.concatenate([jnp.full(1, -jnp.inf), thresholds, jnp.full(1, jnp.inf)])
+    # Infinity is reached by infinite numbers; nan, behind the last threshold, by none.
+    edges = jnp.concatenate([jnp.full(1, -jnp.inf), thresholds, jnp.full(1, jnp.nan)])
     guess = guess + (x >= edges[guess + 1]) - (x < edges[guess])
     return guess.astype(jnp.uint8)
 
