@@ -1,5 +1,6 @@
 """Binary networks in OpenVINO's runtime."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -141,8 +142,8 @@ def wide(signed, bits):
     rounded = np.quantile(np.float32(sums).reshape(-1, 16), ranks, axis=0, method="nearest")
     near = rounded.astype(np.int32) + np.arange(-2, 1)[:, None, None]
     smallest = np.where(np.float32(near) == rounded, near, 2**31 - 1).min(0)
-    network.arrays[limits] = jnp.asarray(smallest, jnp.int32)
-    return network
+    arrays = {**network.arrays, limits: jnp.asarray(smallest, jnp.int32)}
+    return dataclasses.replace(network, arrays=arrays)
 
 
 def only(network, operation):
