@@ -162,6 +162,8 @@ def _row(group: list[Kept]) -> str:
     epochs = " + ".join(f"{phase['total_epochs']:g}" for phase in quantized)
     loss = last["loss"]
     teacher = loss["teacher_model"] if loss["teacher"] else "labels"
+    if loss["teacher"] and loss["teacher_temperature"] != 1:
+        teacher += f" at {loss['teacher_temperature']:g}"
     floats = [run.result["float_accuracy"] for run in group]
     accuracies = [run.frozen["accuracy"] for run in group]
     same = all(

@@ -25,16 +25,21 @@ _LOGGING = {
 }
 _SGD = {"name": "sgd", "learning_rate": 0.02, "weight_decay": 5e-4, "warmup_epochs": 0.0}
 """Of UniQ, as its recipe, for twice the batch."""
+_SOFT = {"teacher_temperature": 4.0}
+"""The teacher knows its training images by heart: at 1 it says little but the label."""
 
 
 def _digits(name: str, seed: int) -> list[str]:
     return [f"--config=configs/{name}.py:seed={seed}", "--config.export.check_images=360"]
 
 
-def _cifar10(argument: str, optimizer: dict[str, Any]) -> list[str]:
+def _cifar10(
+    argument: str, optimizer: dict[str, Any], loss: dict[str, Any] | None = None
+) -> list[str]:
     """CIFAR-10 at a batch of 256, from a float network of 91.30 %."""
     settings = {"data.data_dir": "runs/tfds", "data.batch_size": 256, "init_from": _FLOAT}
     settings |= _LOGGING | {f"quantized.optimizer.{k}": v for k, v in optimizer.items()}
+    settings |= {f"quantized.loss.{k}": v for k, v in (loss or {}).items()}
     return [f"--config={_CIFAR10}:{argument}", *(f"--config.{k}={v}" for k, v in settings.items())]
 
 
@@ -51,6 +56,7 @@ RUNS: dict[str, list[str]] = {
     "cifar10_uniq_w4a4_teacher_s0": _cifar10(
         f"bits=4,epochs=30,{_TEACHER}", {**_SGD, "learning_rate": 0.1, "weight_decay": 1e-4}
     ),
+    "cifar10_uniq_w4a4_soft_teacher_s0": _cifar10(f"bits=4,epochs=25,{_TEACHER}", _SGD, _SOFT),
 }
 """Name → arguments of `uniq_jax.main`."""
 
