@@ -226,13 +226,19 @@ def test_nothing_is_compiled_after_the_first_step_and_evaluation(
         check_none_after_the_first([*events, ("step", len(compilations))])
 
 
-def test_no_step_is_reported_before_it_is_done(monkeypatch, tmp_path):
-    """So that batches do not pile up in front of the devices, and rates are those of work done."""
+def short_run():
+    """A config without phases, of four steps an epoch."""
     config = c.base()
     config.data.batch_size = config.data.eval_batch_size = 32
     config.data.train_split, config.data.test_split = "train[:128]", "test[:64]"
     config.model.name, config.model.options = "resnet8", {"width": 4}
     config.tensorboard = False
+    return config
+
+
+def test_no_step_is_reported_before_it_is_done(monkeypatch, tmp_path):
+    """So that batches do not pile up in front of the devices, and rates are those of work done."""
+    config = short_run()
     config.phases = ("float",)
     config.float = c.phase("float", total_epochs=2.0)
     made_step, done = Run.compiled_step, []
@@ -261,11 +267,7 @@ def test_no_step_is_reported_before_it_is_done(monkeypatch, tmp_path):
 
 
 def test_layers_that_there_is_no_room_to_measure_are_not_measured(monkeypatch, tmp_path):
-    config = c.base()
-    config.data.batch_size = config.data.eval_batch_size = 32
-    config.data.train_split, config.data.test_split = "train[:128]", "test[:64]"
-    config.model.name, config.model.options = "resnet8", {"width": 4}
-    config.tensorboard = False
+    config = short_run()
     config.layer_metrics_every_steps = 2
     config.phases = ("quantized",)
     config.quantized = c.phase("uniq", weight_bits=2, activation_bits=2, total_epochs=1.0)

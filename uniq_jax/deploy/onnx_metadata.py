@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from uniq_jax.deploy.network import About
 
@@ -43,10 +42,8 @@ def onnx_about(metadata: Mapping[str, str]) -> About:
             "takes a newer uniq_jax"
         )
     try:
-        about = json.loads(metadata["about"])
-        values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
-        return About(**values)
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        return About(**json.loads(metadata["about"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"the ONNX file's property about (={metadata.get('about')!r}) must be JSON of "
             f"{', '.join(field.name for field in dataclasses.fields(About))}: {error}"

@@ -141,7 +141,7 @@ def _network(metadata: Mapping[str, str], arrays: dict[str, np.ndarray]) -> Froz
     try:
         graph = json.loads(metadata["graph"])
         nodes = tuple(Node(*_tuples(values)) for values in graph["nodes"])
-        about = About(**{k: _tuples(v) for k, v in json.loads(metadata["about"]).items()})
+        about = About(**json.loads(metadata["about"]))
         for name, (bits, offset, shape) in json.loads(metadata["packed"]).items():
             codes = unpack_codes(arrays[name], bits=bits, shape=tuple(shape))
             arrays[name] = np.asarray(
