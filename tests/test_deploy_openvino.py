@@ -208,3 +208,70 @@ def test_what_cannot_be_written_is_an_error(network, tmp_path):
     with pytest.raises(ValueError, match=r"batch \(=0\) must be at least 1"):
         deploy.export_openvino(network, tmp_path / "network.xml", batch=0)
     assert not list(tmp_path.iterdir())
+
+
+class Normalized(nnx.Module):
+    """A binary convolution of images that are normalized, in channels of either slope."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.conv = nnx.Conv(16, 8, (1, 1), use_bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(nnx.relu(self.norm(x))).mean((1, 2))
+
+
+def test_bits_change_where_they_do_in_the_network():
+    from uniq_jax.deploy.channels_first import channels_first
+    from uniq_jax.deploy.openvino_edges import bit_edges
+
+    rng = np.random.default_rng(0)
+    model = Normalized(nnx.Rngs(0))
+    scales = rng.normal(size=16)
+    scales[3] = 0  # One bit for whatever comes.
+    model.norm.scale[...] = jnp.asarray(scales, jnp.float32)
+    model.norm.bias[...] = jnp.asarray(rng.normal(1, 0.5, 16), jnp.float32)
+    model.norm.mean[...] = jnp.asarray(rng.normal(size=16), jnp.float32)
+    model.norm.var[...] = jnp.asarray(rng.uniform(0.1, 2, 16), jnp.float32)
+    model = uniq_jax.quantize(model, [rules.Rule(".*", UniqWeight(1), UniqActivation(1))])
+    network = deploy.freeze(model, (6, 6, 16))
+    first = channels_first(network.graph, network.arrays)
+    encode = only(network, "encode")
+    start, edges, rises = bit_edges(first, first.graph.node(encode.name))
+    assert start == "input"
+    np.testing.assert_array_equal(rises.reshape(-1), scales >= 0)
+    # Every channel on its edge, some numbers beside it, and what is there anyhow.
+    edges = edges.reshape(-1)
+    near = np.where(scales == 0, 0, edges)
+    steps = np.arange(-17, 18)[:, None] * np.spacing(near)
+    batch = np.concatenate([near + steps, rng.normal(size=(37, 16)) * 3]).astype(np.float32)
+    batch = batch.reshape(2, 6, 6, 16)
+    values = jax.jit(network.values)(batch)
+    bits = integers.codes_of(np.asarray(values[encode.name]), integers.form(*encode["grid"]))
+    above = np.moveaxis(batch > edges, -1, 0)
+    wanted = np.where(rises.reshape(-1, 1, 1, 1), above, ~above)
+    np.testing.assert_array_equal(np.moveaxis(bits, -1, 0), wanted)
+    assert {len(np.unique(channel)) for channel in np.delete(wanted, 3, 0)} == {2}
+    (logits,) = found_in(network, batch)
+    np.testing.assert_array_equal(logits, values[network.graph.output])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_zero_has_the_bit_of_its_threshold(sign):
+    rng = np.random.default_rng(0)
+    conv = Normalized(nnx.Rngs(0)).conv
+    model = uniq_jax.quantize(
+        nnx.Sequential(lambda x: x * sign, conv, lambda x: x.mean((1, 2))),
+        [rules.Rule(".*", UniqWeight(1), UniqActivation(1))],
+    )
+    network = deploy.freeze(model, (6, 6, 16))
+    encode = only(network, "encode")
+    network = dataclasses.replace(
+        network, arrays={**network.arrays, encode.inputs[1]: jnp.zeros(1, jnp.float32)}
+    )
+    batch = rng.choice(np.float32([-1, -0.0, 0.0, 1]), (2, 6, 6, 16))
+    values = jax.jit(network.values)(batch)
+    bits = integers.codes_of(np.asarray(values[encode.name]), integers.form(*encode["grid"]))
+    np.testing.assert_array_equal(bits, batch * sign >= 0)
+    (logits,) = found_in(network, batch)
+    np.testing.assert_array_equal(logits, values[network.graph.output])

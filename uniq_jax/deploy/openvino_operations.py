@@ -18,6 +18,7 @@ from uniq_jax.deploy import integers
 from uniq_jax.deploy.channels_first import ChannelsFirst
 from uniq_jax.deploy.digits import kernel_digits
 from uniq_jax.deploy.graph import Node
+from uniq_jax.deploy.openvino_edges import bit_edges
 from uniq_jax.deploy.openvino_values import (
     TINY,
     Value,
@@ -136,10 +137,15 @@ class _Writer:
     def _rounded(self, node: Node, value: Value) -> Value:
         """A value that OpenVINO does not join with what follows into one rounding.
 
-        Sums of floats are rounded in an order of its own anyhow; they go without.
+        Sums of floats are rounded in an order of its own anyhow; they go without, and so does the
+        sum of two values, which it joins with nothing behind it.
         """
         users = self.users.get(node.name, ())
-        if all(user.operation in _APART for user in users) or self._is_of_float_sums(node):
+        if (
+            all(user.operation in _APART for user in users)
+            or (node.operation == "add" and not any(i in self.network.arrays for i in node.inputs))
+            or self._is_of_float_sums(node)
+        ):
             return value
         return apart(value)
 
@@ -269,13 +275,13 @@ class _Writer:
         return self._input(node)
 
     def _encode(self, node: Node) -> Value:
+        if self._has_binary_user(node):
+            start, edge, rises = bit_edges(self.network, node)
+            self.bits[node.name] = as_bits(self.values[start], edge, rises)
         x, limits = self._input(node), self._array(node, 1)
         # A denormal limit, between 0 and what is above it, would be taken for 0.
         limits = np.where((limits > 0) & (limits < TINY), TINY, limits)
         x = ops.negative(x) if node["negate"] else x
-        if self._has_binary_user(node):
-            edge = np.nextafter(limits.reshape(1, 1, 1, 1), np.float32(-np.inf))
-            self.bits[node.name] = as_bits(x, edge, np.array(True))
         step = None if limits.size <= _FEW else uniform_step(limits, node["grid"][1])
         code = count(x, list(limits)) if step is None else even_code(x, step, node["grid"])
         return level_of_code(code, node)

@@ -102,8 +102,8 @@ def as_bits(x: Value, edge: np.ndarray, rises: np.ndarray) -> Value:
     Each constant is one of its own: OpenVINO joins no others to the operation before.
     """
     edge = edge.astype(np.float32)
-    # An edge of 0 is taken for none.
-    edge = np.where(np.abs(edge) < TINY, TINY, edge)
+    # An edge of 0 is taken for none, and a denormal one for 0, which may lie on its other side.
+    edge = np.where(np.abs(edge) < TINY, np.where(edge < 0, -TINY, TINY), edge)
     low, high = np.where(rises, 0, 1), np.where(rises, 1, 0)
     return ops.fake_quantize(x, constant(edge), constant(edge), constant(low), constant(high), 2)
 

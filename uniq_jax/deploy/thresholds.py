@@ -14,13 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uniq_jax.deploy.bisection import LARGEST, SMALLEST, bisect, floats
 from uniq_jax.nn import ActivationMethod
 
 Codes = Callable[[jax.Array], Any]
-
-# float32's finite numbers, as integers of the same order.
-_LARGEST = int(np.float32(np.finfo(np.float32).max).view(np.int32))
-_SMALLEST = -_LARGEST - 1
 
 # What no sum reaches, and what every sum does: sums lie strictly between.
 NEVER, ALWAYS = 2**31 - 1, -(2**31) + 1
@@ -48,11 +45,11 @@ def float_thresholds(method: ActivationMethod, parameters: Any) -> tuple[np.ndar
     count = method.grid.max_code
 
     def reached(keys: np.ndarray) -> np.ndarray:
-        x = _floats(keys)
+        x = floats(keys)
         return np.asarray(codes(jnp.asarray(-x if falls else x))) >= np.arange(1, count + 1)
 
-    keys = _bisect(reached, np.full(count, _SMALLEST), np.full(count, _LARGEST))
-    thresholds = np.where(keys > _LARGEST, np.float32(np.inf), _floats(np.minimum(keys, _LARGEST)))
+    keys = bisect(reached, np.full(count, SMALLEST), np.full(count, LARGEST))
+    thresholds = np.where(keys > LARGEST, np.float32(np.inf), floats(np.minimum(keys, LARGEST)))
     return thresholds.astype(np.float32), falls
 
 
@@ -77,29 +74,9 @@ def sum_thresholds(
         return np.asarray(codes(jnp.asarray((sums * signs).astype(np.float32)))) >= wanted
 
     low, high = np.full(shape, -largest_sum), np.full(shape, largest_sum)
-    found = _bisect(reached, low, high)
+    found = bisect(reached, low, high)
     found = np.where(found > largest_sum, NEVER, found)
     return np.where(found == -largest_sum, ALWAYS, found).astype(np.int32)
-
-
-def _bisect(
-    reached: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray
-) -> np.ndarray:
-    """The smallest integers in low..high for which `reached` (monotone) holds, else high + 1."""
-    low, high = low.astype(np.int64), high.astype(np.int64) + 1
-    while np.any(low < high):
-        middle = (low + high) // 2  # high itself is never asked about.
-        yes = reached(middle)
-        active = low < high
-        high = np.where(active & yes, middle, high)
-        low = np.where(active & ~yes, middle + 1, low)
-    return low
-
-
-def _floats(keys: np.ndarray) -> np.ndarray:
-    """Float32 numbers by their place in order: 0 is 0.0, and -1 is -0.0."""
-    bits = np.where(keys >= 0, keys, (-keys - 1) | 2**31)
-    return bits.astype(np.uint32).view(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
