@@ -59,16 +59,19 @@ def decode_random_crop(
 
 
 def _plain_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG in grey or colour; None for what is for Pillow to read."""
+    """Height and width of a JPEG in grey or colour; None for what Pillow is to read, or refuse."""
     if encoded[:2] != _START:
         return None
     import simplejpeg
+    from PIL import Image
 
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(encoded)
     except ValueError:  # broken, or in a way of subsampling that only Pillow knows
         return None
-    if colour in ("CMYK", "YCCK"):
+    limit = Image.MAX_IMAGE_PIXELS
+    # From twice as many on Pillow takes a file for an attack on memory.
+    if colour in ("CMYK", "YCCK") or (limit is not None and height * width > 2 * limit):
         return None
     return int(height), int(width)
 
