@@ -7,8 +7,8 @@ usage() {
 Usage: launch/local_processes.sh --processes=N [OPTIONS] -- ARGUMENTS
 
 ARGUMENTS are those of uniq_jax.main, --config=configs/… --workdir=… for example. Process i gets the
-i-th GPU, or, by --cpu-devices, none. Process 0 prints the progress; all print their errors. If one
-fails the others end too, and its exit code is that of the script.
+i-th GPU (a single process all of them), or, by --cpu-devices, none. Process 0 prints the progress;
+all print their errors. If one fails the others end too, and its exit code is that of the script.
 
   --processes=N    how many
   --cpu-devices=M  each process takes the CPU as M devices

@@ -25,6 +25,12 @@ fail() {
     exit 2
 }
 
+# In single quotes, which any shell reads alike: bash's own %q may write $'…', which sh does not know.
+quoted() {
+    local word quote="'\\''"
+    for word; do printf " '%s'" "${word//\'/"$quote"}"; done
+}
+
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 nodes='' gpus='' options=() run=(exec)
 while [ $# -gt 0 ]; do
@@ -43,7 +49,7 @@ done
 [[ "$gpus" =~ ^[1-9][0-9]*$ ]] || fail "--gpus-per-node must be given, a positive number"
 [ $# -gt 0 ] || fail "the arguments of uniq_jax.main are missing, after --"
 
-printf -v arguments ' %q' "${PYTHON:-$root/.venv/bin/python}" -m uniq_jax.main "$@"
+arguments="$(quoted "${PYTHON:-$root/.venv/bin/python}" -m uniq_jax.main "$@")"
 # Once one process has failed, the step ends.
 "${run[@]}" sbatch --job-name=uniq_jax "--nodes=$nodes" "--ntasks-per-node=$gpus" \
     "--gpus-per-node=$gpus" "--chdir=$root" "${options[@]}" \

@@ -137,7 +137,7 @@ def slurm_script(commands: list[list[str]], output: Path) -> str:
     return (
         "#!/usr/bin/env bash\n"
         f"#SBATCH --job-name=uniq_jax-sweep\n#SBATCH --array=0-{len(commands) - 1}\n"
-        f"#SBATCH --chdir={Path.cwd()}\n#SBATCH --output={output}/slurm-%A_%a.out\n"
+        f'#SBATCH --chdir="{Path.cwd()}"\n#SBATCH --output="{output}/slurm-%A_%a.out"\n'
         f'case "$SLURM_ARRAY_TASK_ID" in\n{cases}\nesac\n'
     )
 

@@ -24,6 +24,12 @@ fail() {
     exit 2
 }
 
+# In single quotes, which any shell reads alike: bash's own %q may write $'…', which sh does not know.
+quoted() {
+    local word quote="'\\''"
+    for word; do printf " '%s'" "${word//\'/"$quote"}"; done
+}
+
 name='' zone='' project='' directory=uniq_jax run=(exec)
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -42,9 +48,9 @@ done
 [ -n "$zone" ] || fail "--zone must be given"
 [ $# -gt 0 ] || fail "the arguments of uniq_jax.main are missing, after --"
 
-printf -v remote 'cd %q && exec .venv/bin/python -m uniq_jax.main' "$directory"
-printf -v arguments ' %q' "$@"
+# A relative directory is one of the home directory; a quoted ~ would be a name.
+remote="cd$(quoted "${directory#\~/}") && exec .venv/bin/python -m uniq_jax.main$(quoted "$@")"
 command=(gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" --worker=all)
 [ -z "$project" ] || command+=("--project=$project")
-"${run[@]}" "${command[@]}" "--command=$remote$arguments"
+"${run[@]}" "${command[@]}" "--command=$remote"
 echo

@@ -147,7 +147,7 @@ def test_tpu_vm():
     name, _, remote = words[-1].partition("=")
     assert name == "--command"
     there = shlex.split(remote)
-    assert there[:2] == ["cd", "~/my x"]
+    assert there[:2] == ["cd", "my x"]
     assert there[4:] == [".venv/bin/python", "-m", "uniq_jax.main", *ARGUMENTS]
 
 
@@ -162,6 +162,24 @@ def test_slurm():
     assert shlex.split(wrapped) == [
         *("srun", "--kill-on-bad-exit=1", PYTHON, "-m", "uniq_jax.main", *ARGUMENTS),
     ]
+
+
+def test_arguments_reach_a_plain_shell_as_they_are(tmp_path):
+    """Of another alphabet than the locale's, with quotes, and of two lines."""
+    words = ["--workdir=runs/größe", "it's", "two\nlines", r"\1 $HOME `x` & \ ''"]
+    print_words = '#!/bin/sh\nprintf "%s\\0" "$@"\n'
+    give_last = '#!/bin/sh\nfor last; do :; done\nexec sh -c "${last#--*=}"\n'
+    fakes = {"sbatch": give_last, "gcloud": give_last, "srun": print_words}
+    for name, text in {**fakes, "it is/.venv/bin/python": print_words}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    for script, more in (("slurm.sh", []), ("tpu_vm.sh", [f"--directory={tmp_path}/it is"])):
+        process = run(script, *ENOUGH[script], *more, "--", *words, LC_ALL="C", PATH=path)
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.split("\0")[-5:-1] == words, script
 
 
 def test_kubernetes():

@@ -201,6 +201,31 @@ def test_an_nnx_model_equals_one_of_our_layers():
     assert len(jax.tree.leaves(nnx.state(theirs, qnn.QuantizerParam))) == 10
 
 
+class HalfQuantized(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.one = qnn.QuantLinear(4, 4, weight=UniqWeight(8), rngs=rngs)
+        self.two = nnx.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.two(self.one(x))
+
+
+def test_a_model_with_quantized_layers_of_its_own_is_an_error():
+    provider = RuleProvider([rules.Rule("two", UniqWeight(2))])
+    with pytest.raises(ValueError, match="already, at one"):
+        qwix.quantize_model(HalfQuantized(nnx.Rngs(0)), provider, numbers(2, 4))
+
+
+def test_other_rules_for_a_quantized_model_are_an_error():
+    layers = nnx.Sequential(*(nnx.Linear(4, 4, rngs=nnx.Rngs(0)) for _ in range(2)))
+    first, other = (RuleProvider([rules.Rule(".*", UniqWeight(bits))]) for bits in (2, 3))
+    model = qwix.quantize_model(layers, first, numbers(2, 4))
+    again = qwix.quantize_model(model, first, numbers(2, 4))
+    np.testing.assert_array_equal(again(numbers(2, 4)), model(numbers(2, 4)))
+    with pytest.raises(ValueError, match="already, at layers"):
+        qwix.quantize_model(model, other, numbers(2, 4))
+
+
 def test_a_rule_that_decides_nothing_is_an_error_that_lists_the_paths():
     def provider(**options):
         return RuleProvider([rules.Rule("nowhere", UniqWeight(2), **options), BODY])

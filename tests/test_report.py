@@ -277,7 +277,7 @@ def test_a_run_may_have_any_name(pages, tmp_path):
     """Those too that Matplotlib would take for a formula, or hide."""
     workdirs = [
         shutil.copytree(pages["done"].parent, tmp_path / name)
-        for name in ("_a$x$", "<b>", "q\"'&", "$")
+        for name in ("_a$x$", "<b>", "q\"'&", "$", r"\1\d")
     ]
     text = write_comparison(workdirs, tmp_path / "c.html").read_text()
     assert problems(text) == []
@@ -303,13 +303,16 @@ def test_a_page_is_written_whole_or_not_at_all(pages, tmp_path, monkeypatch):
     assert not list(workdir.glob(".*"))
 
 
-def test_the_command(pages, tmp_path, capsys):
+def test_the_command(pages, tmp_path, capsys, monkeypatch):
     workdir = pages["done"].parent
     assert main([str(workdir)]) == 0
     assert capsys.readouterr().out.strip() == str(workdir / "report.html")
     out = tmp_path / "both.html"
     assert main(["compare", str(workdir), str(pages["begun"].parent), "--out", str(out)]) == 0
     assert problems(out.read_text()) == []
+    monkeypatch.chdir(workdir)
+    assert main(["compare", ".", str(pages["begun"].parent), "--out", str(out)]) == 0
+    assert f"{workdir.name}, begun" in " ".join(Page(out.read_text()).text)
     for arguments in (["--help"], ["compare", "--help"]):
         with pytest.raises(SystemExit) as exit_:
             main(arguments)

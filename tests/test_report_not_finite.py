@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from test_report import problems, write_run
 
+from uniq_jax import plots
+from uniq_jax.plots.curves import Curve, Phase
 from uniq_jax.report import write_comparison, write_report
 
 NAN, INF = float("nan"), float("inf")
@@ -52,3 +54,15 @@ def test_a_page_is_written_of_layers_that_are_not_finite(tmp_path, side, value, 
     assert "nan" not in "".join(re.findall(r' d="([^"]*)"', text))
     again = write_run(tmp_path / "again")
     assert problems(write_comparison([workdir, again], tmp_path / "c.html").read_text()) == []
+
+
+def test_a_line_of_one_point_is_seen():
+    """Or of points between two that are not finite."""
+    names = ["loss", "test_loss", "test_accuracy", "learning_rate"]
+    for values in ([0.5], [NAN, 0.5, NAN]):
+        curve = Curve(list(range(len(values))), values)
+        text = plots.overlay([("one", [("loss", curve)])], "one run")
+        assert sum("--series-0" in mark for mark in re.findall(r"<use[^>]*>", text)) == 2, text
+        text = plots.curves([Phase("_x$", 0, dict.fromkeys(names, curve))], "one phase")
+        drawn = [t.strip() for t in re.findall(r"<text[^>]*>([^<]*)</text>", text)]
+        assert {"_x$ training", "_x$ test", "_x$"} <= set(drawn)

@@ -33,7 +33,6 @@ from flax import linen as nn
 from flax import nnx
 
 from uniq_jax.linen import quantized_product
-from uniq_jax.nn import QuantLayer
 from uniq_jax.quantization import quantize
 from uniq_jax.rules import Decisions, Rule
 
@@ -63,6 +62,10 @@ _REPLACEABLE = (
     "dot_general_cls",
 )
 
+# The attribute of an NNX model whose layers a provider has replaced: by which rules. It stays when
+# the model is split, merged or cloned.
+_MARK = "quantized_by_qwix"
+
 
 class RuleProvider(qwix.QuantizationProvider):
     """Quantizes the layers of a model as rules say.
@@ -85,7 +88,8 @@ class RuleProvider(qwix.QuantizationProvider):
       TypeError: if `rules` is no sequence of `Rule`.
       ValueError: from the first run of the quantized model (of `quantize_model` itself where the
         model is NNX), if a rule that is not optional decides about no layer, with the paths there
-        are; or if a layer can't be quantized as its rule says.
+        are; if a layer can't be quantized as its rule says; or if an NNX model holds quantized
+        layers already.
 
     Example:
       >>> import jax, jax.numpy as jnp, qwix
@@ -115,10 +119,11 @@ class RuleProvider(qwix.QuantizationProvider):
 
     def process_model_inputs(self, model: Any, model_args: Any, model_kwargs: Any) -> Any:
         """Called before the model's method: replaces the layers of an NNX model, the first time."""
-        if isinstance(model, nnx.Module):
-            self._model_is_nnx = True
-            if not any(isinstance(module, QuantLayer) for _, module in nnx.iter_modules(model)):
-                quantize(model, self._decisions.rules)
+        self._model_is_nnx = isinstance(model, nnx.Module)
+        mark = repr(self._decisions.rules)
+        if self._model_is_nnx and getattr(model, _MARK, None) != mark:
+            quantize(model, self._decisions.rules)
+            setattr(model, _MARK, mark)
         return super().process_model_inputs(model, model_args, model_kwargs)
 
     def process_model_output(self, method_name: str, model_output: Any) -> Any:

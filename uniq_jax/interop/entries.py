@@ -1,10 +1,12 @@
 """A model's variables as PyTorch has them: names, order of axes, shapes."""
 
+import collections
 import dataclasses
 import math
 import re
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -14,19 +16,24 @@ from uniq_jax.interop.schemes import Scheme, schemes
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A variable under its PyTorch name. `axes` permute ours to PyTorch's, then comes `shape`."""
+    """A variable under its PyTorch name.
+
+    `mirrored` axes of ours are turned round, `axes` permute ours to PyTorch's, then comes `shape`.
+    """
 
     path: str
     variable: nnx.Variable
+    mirrored: tuple[int, ...]
     axes: tuple[int, ...]
     shape: tuple[int, ...]
 
     def to_torch(self) -> np.ndarray:
-        return np.asarray(self.variable[...]).transpose(self.axes).reshape(self.shape)
+        array = np.flip(np.asarray(self.variable[...]), self.mirrored)
+        return array.transpose(self.axes).reshape(self.shape)
 
     def from_torch(self, value: np.ndarray) -> np.ndarray:
         permuted = [self.variable.shape[axis] for axis in self.axes]
-        return value.reshape(permuted).transpose(np.argsort(self.axes))
+        return np.flip(value.reshape(permuted).transpose(np.argsort(self.axes)), self.mirrored)
 
 
 def variables_by_path(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -38,22 +45,38 @@ def variables_by_path(model: nnx.Module) -> dict[str, nnx.Variable]:
     }
 
 
-def entries_by_name(scheme: Scheme, variables: Mapping[str, nnx.Variable]) -> dict[str, Entry]:
-    """The variables under their names of this scheme."""
+def entries_by_name(model: nnx.Module, scheme: Scheme) -> dict[str, Entry]:
+    """The variables of a model under their names of this scheme."""
+    variables = variables_by_path(model)
+    names = {path: _torch_name(scheme, path, variables[path]) for path in variables}
+    how_often = collections.Counter(names.values())
+    transposed = {
+        "/".join(map(str, (*path, "kernel")))
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nnx.ConvTranspose) and not module.transpose_kernel
+    }
     entries = {}
     for path, variable in variables.items():
-        *parents, last = path.split("/")
-        if last in ("kernel", "scale", "embedding"):
-            last = "weight"
-        elif isinstance(variable, nnx.BatchStat):
-            last = f"running_{last}"
-        name = scheme.rename(".".join([*parents, last]))
-        axes = tuple(range(variable.ndim))
-        if variable.ndim >= 2 and path.endswith(("/kernel", "weight_quantizer/step")):
+        # Two of one module that would both be a weight keep their own names.
+        name = names[path] if how_often[names[path]] == 1 else path.replace("/", ".")
+        axes, mirrored = tuple(range(variable.ndim)), ()
+        if path in transposed:
+            # JAX slides the kernel over the output; PyTorch, from each input, its mirror image.
+            axes, mirrored = (*axes[-2:], *axes[:-2]), axes[:-2]
+        elif variable.ndim >= 2 and f"/{path}".endswith(("/kernel", "/weight_quantizer/step")):
             axes = (*axes[:-3:-1], *axes[:-2])
-        shape = tuple(variable.shape[axis] for axis in axes)
-        entries[name] = Entry(path, variable, axes, _torch_shape(scheme, name, shape))
+        shape = _torch_shape(scheme, name, tuple(variable.shape[axis] for axis in axes))
+        entries[name] = Entry(path, variable, mirrored, axes, shape)
     return entries
+
+
+def _torch_name(scheme: Scheme, path: str, variable: nnx.Variable) -> str:
+    *parents, last = path.split("/")
+    if last in ("kernel", "scale", "embedding"):
+        last = "weight"
+    elif isinstance(variable, nnx.BatchStat):
+        last = f"running_{last}"
+    return scheme.rename(".".join([*parents, last]))
 
 
 def _torch_shape(scheme: Scheme, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -71,10 +94,8 @@ def best_entries(
     model: nnx.Module, arrays: Mapping[str, np.ndarray]
 ) -> tuple[Scheme, dict[str, Entry]]:
     """The scheme under which most tensors are known and fit, the earlier one of two that tie."""
-    variables = variables_by_path(model)
-    candidates = [
-        (scheme, entries_by_name(scheme, variables)) for scheme in schemes(model, variables.keys())
-    ]
+    known = schemes(model, variables_by_path(model).keys())
+    candidates = [(scheme, entries_by_name(model, scheme)) for scheme in known]
 
     def count(candidate: tuple[Scheme, dict[str, Entry]]) -> tuple[int, int]:
         known = candidate[1].keys() & arrays.keys()
@@ -86,6 +107,23 @@ def best_entries(
 def _fits(value: np.ndarray, entry: Entry) -> bool:
     # One number may be a scalar there and a vector of length 1 here.
     return value.shape == entry.shape or value.size == math.prod(entry.shape) == 1
+
+
+def check_dtypes(arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]) -> None:
+    """Raises a ValueError that names an array whose numbers are of another kind than its variable.
+
+    Complex numbers would lose a part, and integers in a float's place are codes of its numbers.
+    """
+    for name, array in arrays.items():
+        entry = entries.get(name)
+        if entry is None or not jnp.issubdtype(entry.variable.dtype, jnp.floating):
+            continue
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raw = "; NumPy's own files make that of bfloat16" if array.dtype.kind == "V" else ""
+            raise ValueError(
+                f"state_dict[{name!r}] has dtype {array.dtype}, but the model's {entry.path} needs "
+                f"floating-point numbers{raw}"
+            )
 
 
 def check_shapes(arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]) -> None:

@@ -236,5 +236,6 @@ def schemes(model: nnx.Module, paths: Collection[str]) -> list[Scheme]:
       model: any module.
       paths: of its variables, "layer1/0/conv1/kernel".
     """
-    known = _SCHEMES.get(type(model), lambda paths: [])
-    return [*known(paths), PLAIN]
+    # A class derived from one of these has its parameters, and perhaps more.
+    known = next((_SCHEMES[base] for base in type(model).__mro__ if base in _SCHEMES), None)
+    return [*(known(paths) if known else ()), PLAIN]

@@ -13,6 +13,7 @@ from flax import nnx
 from uniq_jax.interop.entries import (
     Entry,
     best_entries,
+    check_dtypes,
     check_shapes,
     entries_by_name,
     variables_by_path,
@@ -71,7 +72,7 @@ def load_torch_state_dict(
     Names may be those of torchvision, pytorchcv (its variants "b", where it has the stride of a
     bottleneck on the 1x1 convolution otherwise), UniQ's and N2UQ's programs, or the model's own
     paths with dots; what fits best is taken. Layouts are translated: kernels from (out, in, …) to
-    (…, in, out), matrices transposed.
+    (…, in, out), those of transposed convolutions mirrored too, matrices transposed.
 
     What a float network lacks keeps its initial value, and weight quantizers then start anew from
     the loaded kernels; call `uniq_jax.calibrate` for the activations'. Parameters keep their dtype,
@@ -89,8 +90,9 @@ def load_torch_state_dict(
 
     Raises:
       TypeError: if `state_dict` is no mapping, or a value not an array of numbers.
-      ValueError: if a shape disagrees (the message names both), nothing is known, a constant of
-        N2UQ's program has another value than the one that is known, or `strict` is not satisfied.
+      ValueError: if a shape disagrees (the message names both), an array for a float variable holds
+        no floats, nothing is known, a constant of N2UQ's program has another value than the one
+        that is known, or `strict` is not satisfied.
 
     Example:
       >>> import numpy as np
@@ -105,6 +107,7 @@ def load_torch_state_dict(
     arrays = _arrays(state_dict)
     scheme, entries = best_entries(model, arrays)
     check_shapes(arrays, entries)
+    check_dtypes(arrays, entries)
     loaded, kept, unexpected = {}, {}, {}
     values: list[tuple[Entry, np.ndarray]] = []
     for name, value in arrays.items():
@@ -149,12 +152,14 @@ def by_path(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> dict[str, np
         has nothing for stay as they are, but counters and constants are left out.
 
     Raises:
-      ValueError: if a shape disagrees (the message names both).
+      ValueError: if a shape disagrees (the message names both), or an array for a float variable
+        holds no floats.
     """
     if any("/" in name for name in arrays) or not any("." in name for name in arrays):
         return dict(arrays)
     _, entries = best_entries(model, arrays)
     check_shapes(arrays, entries)
+    check_dtypes(arrays, entries)
     translated = {}
     for name, value in arrays.items():
         entry = entries.get(name)
@@ -181,15 +186,14 @@ def to_torch_state_dict(model: nnx.Module, *, names: str | None = None) -> dict[
     Raises:
       ValueError: if the model is not known under these names.
     """
-    variables = variables_by_path(model)
-    known = {scheme.name: scheme for scheme in schemes(model, variables.keys())}
+    known = {scheme.name: scheme for scheme in schemes(model, variables_by_path(model).keys())}
     origin = getattr(model, _ORIGIN, None)
     name = names or (origin.scheme if origin else next(iter(known)))
     if name not in known:
         close = difflib.get_close_matches(str(name), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"names (={names!r}) must be one of {', '.join(known)}{hint}")
-    entries = entries_by_name(known[name], variables)
+    entries = entries_by_name(model, known[name])
     written = {entry_name: entry.to_torch() for entry_name, entry in entries.items()}
     if origin is not None and origin.scheme == name:
         for kept in origin.kept:

@@ -44,6 +44,7 @@ def overlay(runs: Sequence[tuple[str, Sequence[tuple[str, Curve]]]], label: str)
                     drawing.finite(curve.values),
                     color=drawing.series_colour(index),
                     linestyle=drawing.LINE_STYLES[index % len(drawing.LINE_STYLES)],
+                    marker=drawing.marker(curve.values),
                     label=drawing.plain(name),
                 )
         for title, panel in zip(titles, axes[:, 0]):

@@ -59,8 +59,8 @@ def curves(phases: Sequence[Phase], label: str) -> str:
                     continue
                 curve = phase.curves[name]
                 values = scale * drawing.finite(curve.values)
-                marker = "." if len(curve.steps) < 60 and name.startswith("test") else None
-                title = f"{phase.name} {what}".strip()
+                marker = drawing.marker(curve.values)
+                title = drawing.plain(f"{phase.name} {what}".strip())
                 panel.plot(curve.steps, values, style, color=colour, marker=marker, label=title)
         if _spans(loss, 30):
             loss.set_yscale("log")

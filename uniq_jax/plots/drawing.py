@@ -143,13 +143,19 @@ def _to_element(text: str, label: str) -> str:
     start = '<svg role="img" aria-label="{}" width="{}" height="{}"'.format(
         escape(label), *in_pixels
     )
-    return re.sub(r'<svg\b[^>]*?(viewBox="[^"]*")[^>]*>', rf"{start} \1>", text, count=1).strip()
+    pattern = r'<svg\b[^>]*?(viewBox="[^"]*")[^>]*>'
+    return re.sub(pattern, lambda m: f"{start} {m[1]}>", text, count=1).strip()
 
 
 def plain(name: str) -> str:
     """A name as Matplotlib shows it unchanged: "$" begins a formula there, "_" hides a label."""
     name = name.replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
+
+
+def marker(values: Sequence[float]) -> str | None:
+    """A dot on each value where they are few: a line of one point is none."""
+    return "." if len(values) < 60 else None
 
 
 def whole_steps(axes: Any) -> None:

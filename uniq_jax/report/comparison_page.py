@@ -23,7 +23,7 @@ def names_of(workdirs: Sequence[Path]) -> list[str]:
       >>> names_of([Path("runs/one"), Path("runs/two")])
       ['one', 'two']
     """
-    parts = [workdir.parts for workdir in workdirs]
+    parts = [workdir.absolute().parts for workdir in workdirs]
     for length in range(1, max(map(len, parts)) + 1):
         names = [os.path.join(*part[-length:]) for part in parts]
         if len(set(names)) == len(names):
