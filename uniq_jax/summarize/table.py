@@ -144,7 +144,9 @@ def summary(model: nnx.Module, input: Any) -> Summary:
     Shapes and multiplications are found by tracing a call in evaluation mode. MACs are those of all
     matrix products and convolutions; what no layer's kernel takes part in, as in attention, counts
     in float, for the innermost module. A layer that is called twice counts twice, and its
-    parameters once.
+    parameters once. They are counted for the whole batch and divided by its size, so that a product
+    without images is shared out among them; and a `while_loop`, whose length is not known, counts
+    its body once.
 
     Args:
       model: any NNX module, quantized or not, also one of ShapeDtypeStructs (`nnx.eval_shape`).
