@@ -71,9 +71,10 @@ def _plain_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
         return None
     limit = Image.MAX_IMAGE_PIXELS
     # From twice as many on Pillow takes a file for an attack on memory.
-    if colour in ("CMYK", "YCCK") or (limit is not None and height * width > 2 * limit):
+    size = int(height), int(width)
+    if colour in ("CMYK", "YCCK") or (limit is not None and size[0] * size[1] > 2 * limit):
         return None
-    return int(height), int(width)
+    return size
 
 
 def _decode_jpeg(
