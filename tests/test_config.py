@@ -299,6 +299,15 @@ def test_arguments_have_the_type_of_their_default():
         c.phase("uniq", optimizer={"rate": 3})
 
 
+def test_a_cifar_network_may_have_the_activations_of_n2uq():
+    """Its teacher, a float network of the same architecture, has ReLUs."""
+    path = next(path for path in CONFIGS if path.stem == "cifar10_resnet20_w2a2")
+    spec = c.run_spec(load(path, "activation=biased_prelu,teacher=float.npz"))
+    assert spec.model.options == {"shortcut": "A", "activation": "biased_prelu"}
+    assert spec.phases[0].loss.teacher_options == {"shortcut": "A"}
+    assert c.run_spec(load(path)).model.options == {"shortcut": "A"}
+
+
 def test_export_formats_are_separated_by_commas():
     config = digits()
     assert c.run_spec(config).export.names == ("packed",)

@@ -45,6 +45,7 @@ N2UQ = {"method": "n2uq", "weight_bits": 2, "activation_bits": 3}
 NETWORKS = [
     *((name, {}) for name in models.MODELS),
     ("resnet20", {"shortcut": "B"}),
+    ("resnet20", {"activation": "biased_prelu"}),
     ("mobilenet_v2", {"expand_first": True, "use_bias": False}),
     *((name, UNIQ) for name in ("resnet18", "resnet20", "preact_resnet18", "preact_resnet32")),
     *((name, UNIQ) for name in ("preact_resnet50", "mobilenet_v2", "alexnet", "vit_s16")),

@@ -117,6 +117,29 @@ def test_strided_convolutions_pad_alike_on_both_sides():
     np.testing.assert_array_equal(layer(x)[0, :, :, 0], x[0, ::2, ::2, 0])
 
 
+def test_biased_prelus_of_slope_zero_are_relus():
+    """In a small network as in N2UQ's: everywhere but behind the stem, which has a plain ReLU."""
+
+    def build(activation):
+        options = {"num_classes": 10, "width": 4, "activation": activation}
+        return models.create("resnet8", rngs=nnx.Rngs(0), **options)
+
+    plain, biased = build("relu"), build("biased_prelu")
+    prelus = [
+        getattr(block, f"act{i}")
+        for stage in (biased.layer1, biased.layer2, biased.layer3)
+        for block in stage
+        for i in (1, 2, 3)
+    ]
+    assert len(prelus) == 3 * 3
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    run = nnx.jit(lambda model, x: model(x))
+    assert not np.allclose(run(plain, x), run(biased, x))
+    for prelu in prelus:
+        prelu.slope[...] = jnp.zeros_like(prelu.slope[...])
+    np.testing.assert_allclose(run(plain, x), run(biased, x), atol=1e-6)
+
+
 def test_kernels_start_with_variance_two_over_fan_out():
     kernel = convolution(64, 128, 3, 1, rngs=nnx.Rngs(0)).kernel[...]
     np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / (9 * 128)), rtol=0.01)
@@ -141,6 +164,8 @@ def test_a_depth_that_is_none(network, depth):
 def test_a_shortcut_and_a_name_that_are_none():
     with pytest.raises(ValueError, match=r"shortcut \(='C'\) must be 'A' or 'B'"):
         models.CifarResNet(20, num_classes=10, shortcut="C", rngs=nnx.Rngs(0))  # type: ignore
+    with pytest.raises(ValueError, match=r"activation \(='gelu'\) must be 'relu' or 'biased_prelu'"):
+        models.create("resnet20", num_classes=10, activation="gelu", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"'resnet200'.*preact_resnet32.*did you mean 'resnet20'"):
         models.create("resnet200", num_classes=10, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"'vgg'\) must be one of [^;]*$"):

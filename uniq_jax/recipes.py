@@ -134,6 +134,7 @@ def arguments(arg: str | None, *, bits: int, method: str) -> Config:
     float_shortcut  shortcut convolutions stay float
     epochs          of the quantized phases together, where not 0; otherwise the recipe's
     float_epochs    of a float phase before it, 0
+    activation      of a ResNet, relu or biased_prelu, where not the recipe's
     teacher         weights of a float network whose output both phases learn, in place of labels
     teacher_model   the name of that network, where not the recipe's: ResNet-101 on ImageNet, and
                     elsewhere the student's own
@@ -151,6 +152,7 @@ def arguments(arg: str | None, *, bits: int, method: str) -> Config:
         float_shortcut=False,
         epochs=0.0,
         float_epochs=0.0,
+        activation="",
         teacher="",
         teacher_model="",
         seed=0,
@@ -233,6 +235,9 @@ def add_phases(
             optimizer=float_optimizer or {"learning_rate": 0.1, "weight_decay": 5e-4},
             loss=loss,
         )
+    # Not sooner: a teacher of the student's architecture is the network without it.
+    if args.activation:
+        config.model.options.activation = args.activation
 
 
 def _soft_labels(config: Config, args: Config, model: str | None) -> dict[str, Any]:
