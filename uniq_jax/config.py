@@ -150,6 +150,8 @@ def parse_arg(arg: str | None, **defaults: bool | int | float | str) -> ml_colle
         if key not in defaults:
             raise ConfigError(_unknown("config argument", key, list(defaults)))
         kind = type(defaults[key])
+        if kind is not bool and not given:
+            raise ConfigError(f"config argument {key} must have a value, as in {key}=…")
         try:
             if kind is bool:
                 values[key] = {"true": True, "1": True, "false": False, "0": False}[

@@ -73,18 +73,19 @@ def exact_mean(x: jax.Array) -> jax.Array:
       x: floating, (batch, height, width, channels).
 
     Returns:
-      (batch, channels): the sum times 1 / (height · width).
+      (batch, channels), of x's dtype: the sum times 1 / (height · width), in float32 at least.
 
     Example:
       >>> import jax.numpy as jnp
       >>> exact_mean(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
       [[1.5]]
     """
-    height, width = x.shape[1:3]
+    height, width, dtype = *x.shape[1:3], x.dtype
+    x = x.astype(jnp.promote_types(dtype, jnp.float32))
     rows = jax.lax.index_in_dim(x, 0, 1, keepdims=False)
     for i in range(1, height):
         rows = rows + jax.lax.index_in_dim(x, i, 1, keepdims=False)
     total = jax.lax.index_in_dim(rows, 0, 1, keepdims=False)
     for j in range(1, width):
         total = total + jax.lax.index_in_dim(rows, j, 1, keepdims=False)
-    return rescale(total, jnp.asarray(1 / (height * width), total.dtype))
+    return rescale(total, jnp.asarray(1 / (height * width), total.dtype)).astype(dtype)

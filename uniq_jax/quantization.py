@@ -1,5 +1,6 @@
 """Quantizes any NNX model by rules: layers are replaced, parameters and their paths stay."""
 
+import re
 from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any
 
@@ -169,7 +170,7 @@ def _quantized(path: str, layer: Any, kind: type[QuantLayer], rule: Rule) -> Qua
         raise TypeError(
             f"{path}: {type(layer).__name__} is a subclass of nnx.{kind.float_type.__name__} with "
             f"{', '.join(own)} of its own, which {kind.__name__} would pass over; leave it float "
-            f"by a rule Rule({path!r}) before the others"
+            f"by a rule Rule({re.escape(path)!r}) before the others"
         )
     if isinstance(layer.kernel.get_value(), jax.ShapeDtypeStruct):
         raise TypeError(

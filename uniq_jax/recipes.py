@@ -141,9 +141,9 @@ def arguments(arg: str | None, *, bits: int, method: str) -> Config:
     seed            0
     smoke           a run of a few steps on embedded data, to see that it works
     """
-    return c.parse_arg(
+    args: Config = c.parse_arg(
         arg,
-        bits=bits,
+        bits=0,
         weight_bits=0,
         activation_bits=0,
         curriculum="",
@@ -158,6 +158,14 @@ def arguments(arg: str | None, *, bits: int, method: str) -> Config:
         seed=0,
         smoke=False,
     )
+    for key in ("bits", "weight_bits", "activation_bits"):
+        if args.curriculum and args[key]:
+            raise ConfigError(
+                f"config argument {key} (={args[key]}) must be left out where curriculum "
+                f"(={args.curriculum!r}) is given, which can say w8a5 for example"
+            )
+    args.bits = args.bits or bits
+    return args
 
 
 def add_phases(
@@ -215,12 +223,6 @@ def add_phases(
     epochs = args.epochs or total_epochs
     config.phases = ()
     if args.curriculum:
-        for key in ("weight_bits", "activation_bits"):
-            if args[key]:
-                raise ConfigError(
-                    f"config argument {key} (={args[key]}) must be left out where curriculum "
-                    f"(={args.curriculum!r}) is given, which can say w8a5 for example"
-                )
         curriculum.add(config, args.curriculum, args.method, epochs, phase)
     else:
         config.phases = ("quantized",)

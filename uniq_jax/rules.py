@@ -84,7 +84,9 @@ class Decisions:
         """The rule that decides about the layer at `path`, if any asks to quantize it."""
         decisive = next((i for i, rule in enumerate(self.rules) if rule.matches(path)), None)
         self._paths[path] = decisive
-        rule = Rule(path) if decisive is None else self.rules[decisive]
+        if decisive is None:
+            return None
+        rule = self.rules[decisive]
         return None if rule.weight is None and rule.activation is None else rule
 
     def check(self) -> None:

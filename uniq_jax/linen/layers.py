@@ -101,8 +101,8 @@ class QuantConv(_Quantized, nn.Conv):
         and `promote_dtype`.
       weight: a method for the kernel, `UniqWeight(bits=2)` for example, or None for a float kernel.
       activation: a method for the input, or None for a float input.
-      deterministic: whether to evaluate rather than train, unless the call says it. Where neither
-        does, the layer trains.
+      deterministic: whether to evaluate rather than train; None to let the call say it. Where
+        neither does, the layer trains; both at once are an error, as of Flax's own modules.
 
     Raises:
       TypeError: if `weight` or `activation` is no method of its kind, or one of the three functions

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from uniq_jax.models.blocks import batch_norm, convolution, dense
+from uniq_jax.models.blocks import batch_norm, check_image_size, convolution, dense
 
 # Channels, size and stride of the convolutions, and whether a max-pool follows.
 _CONVOLUTIONS = (
@@ -38,6 +38,9 @@ class AlexNet(nnx.Module):
 
     Call with images (batch, image_size, image_size, in_features); returns logits
     (batch, num_classes).
+
+    Raises:
+      ValueError: when called with images of another size.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class AlexNet(nnx.Module):
             size = (size - 3) // 2 + 1
         if size < 1:
             raise ValueError(f"image_size (={image_size}) must be at least 63")
+        self.image_size = image_size
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         for i, (features, window, stride, padding, _) in enumerate(_CONVOLUTIONS, start=1):
             layer = convolution(in_features, features, window, stride, padding=padding, **options)
@@ -69,11 +73,13 @@ class AlexNet(nnx.Module):
         self.fc = dense(_HIDDEN, num_classes, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        check_image_size(x, self.image_size)
         for i, (*_, is_pooled) in enumerate(_CONVOLUTIONS, start=1):
             x = nnx.relu(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
             if is_pooled:
                 x = nnx.max_pool(x, (3, 3), strides=(2, 2))
-        x = x.reshape(x.shape[0], -1)
+        # Channel by channel, so that fc1's weights are those of a network in PyTorch.
+        x = jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
         x = nnx.relu(self.fc1_bn(self.fc1(x)))
         x = nnx.relu(self.fc2_bn(self.fc2(x)))
         return self.fc(x)

@@ -27,11 +27,20 @@ def convolution(
         (size, size),
         strides=(stride, stride),
         # Not "SAME", which pads unevenly where the stride is 2, and PyTorch's networks do not.
-        padding=[(padding, padding)] * 2,
+        padding=((padding, padding),) * 2,
         use_bias=False,
         kernel_init=_he_fan_out,
         **options,
     )
+
+
+def check_image_size(images: jax.Array, size: int) -> None:
+    """Raises a ValueError unless images, (…, height, width, channels), are squares of this size."""
+    if images.shape[-3:-1] != (size, size):
+        raise ValueError(
+            f"images of {'x'.join(map(str, images.shape[-3:-1]))} pixels must be of image_size "
+            f"(={size}) squared, which the model was created with"
+        )
 
 
 def batch_norm(features: int, **options: Any) -> nnx.BatchNorm:

@@ -1,4 +1,4 @@
-"""MobileNet-V2 of width 1.0, as torchvision has it and as N2UQ does.
+"""MobileNet-V2 of width 1.0, as torchvision has it, but for its dropout, and as N2UQ does.
 
 Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018
 (arXiv:1801.04381).

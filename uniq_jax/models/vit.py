@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from uniq_jax.models.blocks import check_image_size
+
 _normal = nnx.initializers.normal(stddev=0.02)
 
 
@@ -85,6 +87,9 @@ class VisionTransformer(nnx.Module):
 
     Call with images (batch, image_size, image_size, in_features); returns logits
     (batch, num_classes).
+
+    Raises:
+      ValueError: when called with images of another size.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class VisionTransformer(nnx.Module):
             raise ValueError(
                 f"image_size (={image_size}) must be a multiple of patch_size (={patch_size})"
             )
+        self.image_size = image_size
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.patch_embed = PatchEmbedding(in_features, features, patch_size, **options)
         tokens = (image_size // patch_size) ** 2 + 1
@@ -117,6 +123,7 @@ class VisionTransformer(nnx.Module):
         self.head = nnx.Linear(features, num_classes, kernel_init=_normal, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        check_image_size(x, self.image_size)
         x = self.patch_embed(x)
         first = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1) + self.pos_embed[...].astype(x.dtype)

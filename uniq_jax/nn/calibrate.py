@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from uniq_jax.nn.layer import QuantLayer
-from uniq_jax.nn.quantizer import ActivationQuantizer, reached
+from uniq_jax.nn.quantizer import ActivationQuantizer, Statistic, reached
 
 # What model.eval() sets, and what quantized layers go by here.
 _MODES = ("deterministic", "use_running_average", "calibrating")
@@ -33,9 +33,9 @@ def calibrate(
     Layers that `nnx.scan` or `nnx.vmap` has stacked are calibrated one by one. Transforms of JAX
     itself inside the model lose what a quantizer sees within them, which is an error.
 
-    The model runs in evaluation mode, and nothing but quantizer parameters changes: batch-norm
-    statistics stay as they are, dropout is off. It comes back in the mode that each of its modules
-    was in. Where an error ends calibration, nothing has changed at all.
+    The model runs in evaluation mode, and nothing but quantizer parameters changes: dropout is off,
+    and batch-norm statistics, caches and counters stay as they are. It comes back in the mode that
+    each of its modules was in. Where an error ends calibration, nothing has changed at all.
 
     Args:
       model: any NNX module that holds quantized layers; changed in place.
@@ -114,15 +114,16 @@ def _watch(
     try:
         model.eval()
         model.set_attributes(calibrating=True, raise_if_not_found=False)
-        graphdef, state = nnx.split(model)
+        # Nothing else of the model comes back: not what it sows, counts or caches on its way.
+        graphdef, statistics, rest = nnx.split(model, Statistic, ...)
         observe = jax.jit(
             functools.partial(_observe, graphdef, apply),
             compiler_options=dict(compiler_options or {}),
         )
         for batch in batches:
-            found, state = observe(state, batch)
+            found, statistics = observe(statistics, rest, batch)
             numbers.append(found)
-        nnx.update(model, state)
+        nnx.update(model, statistics)
         if not numbers:
             raise ValueError("batches is empty, but activations need at least one to calibrate")
         touched = set(np.concatenate(numbers).tolist())
@@ -145,14 +146,15 @@ def _call(model: Any, batch: Any) -> Any:
 def _observe(
     graphdef: nnx.GraphDef[nnx.Module],
     apply: Callable[[nnx.Module, Any], Any],
-    state: nnx.State,
+    statistics: nnx.State,
+    rest: nnx.State,
     batch: Any,
 ) -> tuple[jax.Array, nnx.State]:
-    """Runs the model; returns the numbers of the quantizers that were called, and its state."""
-    model = nnx.merge(graphdef, state)
+    """Runs the model; returns the numbers of the quantizers that were called, and statistics."""
+    model = nnx.merge(graphdef, statistics, rest)
     token = reached.set(found := set())
     try:
         apply(model, batch)
     finally:
         reached.reset(token)
-    return jnp.asarray(sorted(found), jnp.int32), nnx.state(model)
+    return jnp.asarray(sorted(found), jnp.int32), nnx.state(model, Statistic)

@@ -72,7 +72,7 @@ class QuantConv(QuantLayer, nnx.Conv):
             # `nnx.Conv` would pad before the quantizer, to which zero may mean something else.
             dilation = int(np.ravel(self.kernel_dilation or 1)[0])
             self.replaced = (*self.replaced, ("padding", self.padding))
-            self.padding = [(dilation * (self.kernel_size[0] - 1), 0)]
+            self.padding = ((dilation * (self.kernel_size[0] - 1), 0),)
 
     def _kernel_shape(self):
         return tuple(self.kernel_shape)

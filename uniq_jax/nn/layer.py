@@ -94,6 +94,15 @@ class QuantLayer(nnx.Module):
             setattr(layer, name, value)
         return layer
 
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Called by `nnx.view`.
+
+        Args:
+          deterministic: whether to evaluate, on levels, rather than train.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     def _add_quantizers(
         self,
         float_class: type[nnx.Module],

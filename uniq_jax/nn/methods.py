@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from uniq_jax.nn.state import QuantizerParam
 from uniq_jax.quantizers import Encoded, Grid
+from uniq_jax.quantizers.grid import check_bits
 
 # Up to this width UniQ's initial steps are those of its paper.
 PAPER_BITS = 4
@@ -37,8 +38,9 @@ class Method(abc.ABC):
     parameter_types: ClassVar[ParameterTypes]
 
     def __post_init__(self):
-        # A grid checks its width; N2UQ activations, whose range is narrower, check it themselves.
-        Grid.unsigned(self.bits)
+        # A Python int: one of NumPy or JAX hashes and prints otherwise. N2UQ activations, whose
+        # range is narrower, check it themselves.
+        object.__setattr__(self, "bits", check_bits(self.bits))
 
     @property
     @abc.abstractmethod

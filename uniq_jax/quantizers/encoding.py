@@ -53,12 +53,26 @@ def decode(encoded: Encoded, *, dtype: DTypeLike | None = None) -> jax.Array:
       Array([-0.75, -0.25,  0.25,  0.75], dtype=float32)
     """
     scale = jnp.asarray(encoded.scale)
-    levels = encoded.codes.astype(scale.dtype) - encoded.offset
-    return (scale * levels).astype(dtype or scale.dtype)
+    wide = scale.astype(jnp.promote_types(scale.dtype, jnp.float32))
+    levels = encoded.codes.astype(wide.dtype) - encoded.offset
+    return (wide * levels).astype(dtype or scale.dtype)
 
 
-def as_codes(codes: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """Casts codes held in a floating dtype, where nan marks what has no code, to `dtype`."""
+def as_codes(codes: jax.Array, dtype: DTypeLike, largest: int) -> jax.Array:
+    """Casts codes held in a floating dtype, where nan marks what has no code, to `dtype`.
+
+    Raises:
+      ValueError: if `dtype` does not hold all of 0..largest.
+    """
+    if jnp.issubdtype(dtype, jnp.floating):
+        limit = 2 ** (jnp.finfo(dtype).nmant + 1)
+    else:
+        limit = jnp.iinfo(dtype).max
+    if limit < largest:
+        raise ValueError(
+            f"dtype (={jnp.dtype(dtype).name}) must hold the codes 0 to {largest}, but it "
+            f"holds the integers up to {limit} only"
+        )
     if jnp.issubdtype(dtype, jnp.floating):
         return codes.astype(dtype)
     return jnp.where(jnp.isnan(codes), 0, codes).astype(dtype)

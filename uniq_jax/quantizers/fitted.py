@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from uniq_jax import data_parallel
-from uniq_jax.quantizers.grid import check_floating
+from uniq_jax.quantizers.grid import SMALLEST_STEP, check_floating
 from uniq_jax.quantizers.initial import (
     reduction_axes,
     uniq_activation_initial_step,
@@ -73,4 +73,4 @@ def _fit(
 
     # One after another: all at once would take 25 times the memory of `x`.
     errors = jax.lax.map(error, multiples)
-    return start * multiples[jnp.argmin(errors, axis=0)]
+    return jnp.maximum(start * multiples[jnp.argmin(errors, axis=0)], SMALLEST_STEP)

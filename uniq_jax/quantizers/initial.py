@@ -36,11 +36,18 @@ RECTIFIED_NORMAL_STEPS = {
     8: 0.01652923,
 }
 
+# Of what varies less about its mean, the mean is what a step must reach.
+_LEAST_SPREAD = 0.25
+
 
 def uniq_weight_initial_step(
     w: Float[ArrayLike, "*shape"], *, bits: int, channel_axis: int | None = None
 ) -> jax.Array:
     """`std(w) · c[bits]`, c the optimal step for a unit normal and `uniq_weight`'s symmetric grid.
+
+    Weights that hardly differ, as one weight a channel does not at all, would have a step of about
+    0, which clips them all and gives them no gradient: so `std(w)` is a quarter of `rms(w)` at
+    least. That is this project's addition.
 
     Args:
       w: the weights; their unbiased standard deviation (divisor N − 1) is taken, without the mean.
@@ -61,7 +68,9 @@ def uniq_weight_initial_step(
     axes, keepdims = reduction_axes(w, channel_axis)
     count = math.prod(w.shape[axis] for axis in axes)
     std = data_parallel.std(w, axes, keepdims=keepdims, ddof=1 if count > 1 else 0)
-    return jnp.maximum(std * NORMAL_STEPS[bits], SMALLEST_STEP)
+    rms = jnp.sqrt(data_parallel.mean(jnp.square(w), axes, keepdims=keepdims))
+    spread = jnp.maximum(std, rms * _LEAST_SPREAD)
+    return jnp.maximum(spread * NORMAL_STEPS[bits], SMALLEST_STEP)
 
 
 def uniq_activation_initial_step(

@@ -73,8 +73,9 @@ def lsq_encode(
     """The codes behind `lsq`, scale s, offset 2**(bits−1) (unsigned: 0). Arguments as there."""
     x, step = check_floating("x", x), check_floating("step", step)
     check_broadcast("step", step, x)
-    codes, scale, offset = uniform.encode(x, step, _grid(bits, signed))
-    return Encoded(as_codes(codes, dtype), scale, offset)
+    grid = _grid(bits, signed)
+    codes, scale, offset = uniform.encode(x, step, grid)
+    return Encoded(as_codes(codes, dtype, grid.max_code), scale, offset)
 
 
 def lsq_initial_step(

@@ -92,7 +92,7 @@ def n2uq_activation_encode(
     """The codes behind `n2uq_activation`, scale β₂·2/n, offset 0. Arguments as there."""
     arguments = _checked(x, start, intervals, input_scale, output_scale)
     codes, scale, offset = _encode(*arguments)
-    return Encoded(as_codes(codes, dtype), scale, offset)
+    return Encoded(as_codes(codes, dtype, jnp.size(intervals)), scale, offset)
 
 
 def n2uq_activation_edges(
@@ -203,7 +203,7 @@ def n2uq_weight_encode(
     """The codes behind `n2uq_weight`, scale 2σ/n by channel, offset n/2. Arguments as there."""
     w, axis = _checked_weight(w, channel_axis)
     codes, scale, offset = _encode_weight(w, check_bits(bits), axis)
-    return Encoded(as_codes(codes, dtype), scale, offset)
+    return Encoded(as_codes(codes, dtype, 2**bits - 1), scale, offset)
 
 
 def _checked(x, start, intervals, input_scale, output_scale) -> tuple[jax.Array, ...]:

@@ -71,8 +71,9 @@ def pact_activation_encode(
     dtype: DTypeLike = jnp.uint8,
 ) -> Encoded:
     """The codes behind `pact_activation`, scale c/n, offset 0. Arguments as there."""
-    codes, scale, offset = _encode(*_checked(x, clip), Grid.unsigned(bits))
-    return Encoded(as_codes(codes, dtype), scale, offset)
+    grid = Grid.unsigned(bits)
+    codes, scale, offset = _encode(*_checked(x, clip), grid)
+    return Encoded(as_codes(codes, dtype, grid.max_code), scale, offset)
 
 
 def pact_initial_clip(x: Float[ArrayLike, "*shape"], *, bits: int) -> jax.Array:

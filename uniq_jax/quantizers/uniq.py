@@ -90,7 +90,8 @@ def uniq_activation(
                   ∂value/∂Δ = g · (code − [inside] · x/Δ),  g = 1/sqrt(N · n)
 
     N counts every element that shares the step, those of the whole batch included: in a sharded
-    training step, of the global batch. One bit gives {0, Δ}.
+    training step, of the global batch. Under `vmap`, `pmap` and `shard_map`, where one example or
+    one device's part is all that is seen, it counts that. One bit gives {0, Δ}.
 
     Args:
       x: activations of any shape and floating dtype.
@@ -142,4 +143,4 @@ def _checked(name: str, x: ArrayLike, step: ArrayLike) -> tuple[jax.Array, jax.A
 
 def _encode(x: jax.Array, step: jax.Array, grid: Grid, dtype: DTypeLike) -> Encoded:
     codes, scale, offset = uniform.encode(x, step, grid)
-    return Encoded(as_codes(codes, dtype), scale, offset)
+    return Encoded(as_codes(codes, dtype, grid.max_code), scale, offset)

@@ -129,7 +129,11 @@ def _check_optimizer(phase: PhaseSpec) -> None:
         optimizer.warmup_epochs,
         f"at least 0 and below total_epochs (={phase.total_epochs})",
     )
-    _at_least_0(optimizer, prefix, "learning_rate", "weight_decay", "quantizer_rate_multiplier")
+    _at_least_0(
+        optimizer,
+        prefix,
+        *("learning_rate", "warmup_learning_rate", "weight_decay", "quantizer_rate_multiplier"),
+    )
     _require(0 <= optimizer.momentum < 1, f"{prefix}momentum", optimizer.momentum, "in [0, 1)")
     fraction = optimizer.quantizer_freeze_fraction
     _require(0 <= fraction <= 1, f"{prefix}quantizer_freeze_fraction", fraction, "in [0, 1]")
