@@ -148,10 +148,10 @@ def rows(runs: Iterable[Kept]) -> list[str]:
         return result["dataset"], -result["weight_bits"], result["method"], group[0].name
 
     head = (
-        "data, network | method | bits | learns from | epochs | seeds | float | quantized | "
-        "integer network | bytes on disk | ms, float / integer"
+        "data, network | method | bits | starts from | learns from | epochs | seeds | float | "
+        "quantized | integer network | bytes on disk | ms, float / integer"
     )
-    lines = [f"| {head} |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [f"| {head} |", f"|{'---|' * (head.count('|') + 1)}"]
     return lines + [_row(group) for group in sorted(groups.values(), key=order)]
 
 
@@ -164,7 +164,8 @@ def _row(group: list[Kept]) -> str:
     teacher = loss["teacher_model"] if loss["teacher"] else "labels"
     if loss["teacher"] and loss["teacher_temperature"] != 1:
         teacher += f" at {loss['teacher_temperature']:g}"
-    floats = [run.result["float_accuracy"] for run in group]
+    before = _before(first)
+    floats = [run.result["float_accuracy"] for run in (group if before is None else [before])]
     accuracies = [run.frozen["accuracy"] for run in group]
     same = all(
         run.frozen["class_mismatches"] == 0
@@ -178,7 +179,8 @@ def _row(group: list[Kept]) -> str:
     cells = (
         f"{first.result['dataset']}, {first.result['model']}",
         last["method"],
-        f"W{last['weight_bits']}A{last['activation_bits']}",
+        _bits(last),
+        f"{before.result['method']} {_bits(before.config['phases'][-1])}" if before else "float",
         teacher,
         epochs,
         str(len(group)),
@@ -189,6 +191,16 @@ def _row(group: list[Kept]) -> str:
         f"{times[0]:.2f} / {times[1]:.2f}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _bits(phase: dict[str, Any]) -> str:
+    return f"W{phase['weight_bits']}A{phase['activation_bits']}"
+
+
+def _before(run: Kept) -> Kept | None:
+    """The run of these results that another one starts from; None where that is a float network."""
+    directory = RESULTS / pathlib.Path(run.config["init_from"]).name
+    return Kept.read(directory) if (directory / "frozen.json").is_file() else None
 
 
 def _percent(values: Sequence[float]) -> str:

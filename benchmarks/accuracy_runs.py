@@ -33,11 +33,23 @@ def _digits(name: str, seed: int) -> list[str]:
     return [f"--config=configs/{name}.py:seed={seed}", "--config.export.check_images=360"]
 
 
+_ADAM = {"name": "adam", "learning_rate": 1.25e-3, "weight_decay": 0.0, "warmup_epochs": 0.0}
+_UNIQ_ADAM = _ADAM | {"quantizer_rate_multiplier": 0.1}
+"""UniQ by N2UQ's optimizer, but by a cosine to 0."""
+_N2UQ = {"learning_rate": 1.25e-3}
+"""Of N2UQ, as its recipe."""
+_W4A4 = "cifar10_uniq_w4a4_soft_teacher_s0"
+
+
 def _cifar10(
-    argument: str, optimizer: dict[str, Any], loss: dict[str, Any] | None = None
+    argument: str,
+    optimizer: dict[str, Any],
+    loss: dict[str, Any] | None = None,
+    *,
+    start: str = _FLOAT,
 ) -> list[str]:
-    """CIFAR-10 at a batch of 256, from a float network of 91.30 %."""
-    settings = {"data.data_dir": "runs/tfds", "data.batch_size": 256, "init_from": _FLOAT}
+    """CIFAR-10 at a batch of 256, from a float network of 91.30 % unless `start` is another."""
+    settings = {"data.data_dir": "runs/tfds", "data.batch_size": 256, "init_from": start}
     settings |= _LOGGING | {f"quantized.optimizer.{k}": v for k, v in optimizer.items()}
     settings |= {f"quantized.loss.{k}": v for k, v in (loss or {}).items()}
     return [f"--config={_CIFAR10}:{argument}", *(f"--config.{k}={v}" for k, v in settings.items())]
@@ -56,7 +68,36 @@ RUNS: dict[str, list[str]] = {
     "cifar10_uniq_w4a4_teacher_s0": _cifar10(
         f"bits=4,epochs=30,{_TEACHER}", {**_SGD, "learning_rate": 0.1, "weight_decay": 1e-4}
     ),
-    "cifar10_uniq_w4a4_soft_teacher_s0": _cifar10(f"bits=4,epochs=25,{_TEACHER}", _SGD, _SOFT),
+    _W4A4: _cifar10(f"bits=4,epochs=25,{_TEACHER}", _SGD, _SOFT),
+    **{
+        f"cifar10_{method}_w4a4_soft_teacher_s0": _cifar10(
+            f"bits=4,method={method},epochs=10,{_TEACHER}", _N2UQ, _SOFT
+        )
+        for method in ("n2uq", "uniq_n2uq")
+    },
+    **{
+        f"cifar10_{method}_w{bits}a{bits}_soft_teacher_s0": _cifar10(
+            f"bits={bits},method={method},epochs={epochs},{_TEACHER}",
+            _N2UQ,
+            _SOFT,
+            start=f"{WORKDIRS}/{_W4A4}",
+        )
+        for method in ("n2uq", "uniq_n2uq")
+        for bits, epochs in ((3, 12), (2, 25))
+    },
+    "cifar10_uniq_w3a3_soft_teacher_s0": _cifar10(
+        f"bits=3,epochs=25,{_TEACHER}", _SGD, _SOFT, start=f"{WORKDIRS}/{_W4A4}"
+    ),
+    **{
+        f"cifar10_uniq_w{bits}a{bits}_soft_teacher_s{seed}": _cifar10(
+            f"{argument},epochs={epochs},{_TEACHER},seed={seed}",
+            _UNIQ_ADAM,
+            _SOFT,
+            start=f"{WORKDIRS}/{_W4A4}",
+        )
+        for bits, argument, epochs in ((2, "bits=2", 55), (1, "bits=1,granularity=channel", 75))
+        for seed in (0, 1)
+    },
 }
 """Name → arguments of `uniq_jax.main`."""
 

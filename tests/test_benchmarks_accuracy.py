@@ -66,8 +66,18 @@ def test_seeds_share_a_row(results):
     kept = accuracy.Kept.read(results / "small")
     *_, row = accuracy.rows([_with(kept, 0, 0.5), _with(kept, 1, 0.625)])
     cells = [cell.strip() for cell in row.split("|")]
-    assert cells[1:7] == ["digits, resnet20", "uniq", "W2A2", "labels", "1", "2"]
-    assert cells[8:10] == ["56.25% (50.00 to 62.50)", "the same classes"]
+    assert cells[1:7] == ["digits, resnet20", "uniq", "W2A2", "float", "labels", "1"]
+    assert cells[7] == "2"
+    assert cells[9:11] == ["56.25% (50.00 to 62.50)", "the same classes"]
+
+
+def test_a_row_says_what_its_runs_start_from():
+    kept = accuracy.Kept.read(ROOT / "results" / "cifar10_uniq_w3a3_soft_teacher_s0")
+    *_, row = accuracy.rows([kept])
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[2:5] == ["uniq", "W3A3", "uniq W4A4"]
+    assert kept.result["float_accuracy"] is None
+    assert cells[8] == "91.30%"
 
 
 def test_an_integer_network_that_differs_is_said_to(results):
@@ -191,9 +201,9 @@ def test_what_is_kept_holds_together(directory):
     kept = accuracy.Kept.read(directory)
     assert kept.frozen["mismatching_codes"] == kept.frozen["class_mismatches"] == 0
     assert kept.frozen["accuracy"] == kept.frozen["integer_accuracy"]
-    # What was trained elsewhere may have other bits there: the stem of a network, say, is a sum of
-    # floats.
-    assert abs(kept.frozen["accuracy"] - kept.result["test_accuracy"]) < 0.003
+    # What was trained elsewhere may have other bits there. A GPU rounded the float stems of these
+    # networks to ten bits, which is why float layers of quantized networks don't let it any more.
+    assert abs(kept.frozen["accuracy"] - kept.result["test_accuracy"]) < 0.01
     assert kept.name.endswith(f"_s{kept.config['seed']}")
     for path in directory.iterdir():
         assert path.stat().st_size < 50_000, path

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from uniq_jax import models
+from uniq_jax import deploy, models
 from uniq_jax.models.blocks import batch_norm, convolution
 from uniq_jax.models.resnet import BasicBlock
 
@@ -164,7 +164,9 @@ def test_a_depth_that_is_none(network, depth):
 def test_a_shortcut_and_a_name_that_are_none():
     with pytest.raises(ValueError, match=r"shortcut \(='C'\) must be 'A' or 'B'"):
         models.CifarResNet(20, num_classes=10, shortcut="C", rngs=nnx.Rngs(0))  # type: ignore
-    with pytest.raises(ValueError, match=r"activation \(='gelu'\) must be 'relu' or 'biased_prelu'"):
+    with pytest.raises(
+        ValueError, match=r"activation \(='gelu'\) must be 'relu' or 'biased_prelu'"
+    ):
         models.create("resnet20", num_classes=10, activation="gelu", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"'resnet200'.*preact_resnet32.*did you mean 'resnet20'"):
         models.create("resnet200", num_classes=10, rngs=nnx.Rngs(0))
@@ -214,6 +216,31 @@ def test_the_vits_last_layer_has_a_signed_input_with_every_method():
             )
         )  # fmt: skip
         assert model.head.activation_quantizer.method.signed
+
+
+def test_layers_that_stay_float_multiply_in_full():
+    """In the network and in its frozen form; a GPU would round factors to ten bits otherwise."""
+
+    def products(function):
+        jaxpr = str(jax.make_jaxpr(function)(jnp.zeros((1, 8, 8, 3))))
+        return re.findall(r"precision=(None|\([^)]*\))", " ".join(jaxpr.split()))
+
+    def build(**method):
+        options = {"num_classes": 10, "width": 4, "rngs": nnx.Rngs(0)}
+        model = models.create("resnet8", **options, **method)
+        model.eval()
+        return model
+
+    full = "(Precision.HIGHEST, Precision.HIGHEST)"
+    two_bits = {"weight_bits": 2, "activation_bits": 2}
+    n2uq = build(method="n2uq", **two_bits)
+    assert products(n2uq).count(full) == 2
+    assert n2uq.layer1[0].conv1.precision is None
+    frozen = deploy.freeze(n2uq, (8, 8, 3))
+    assert products(frozen).count(full) == 2
+    # 8-bit ends are integers, and a float network is as its device likes it.
+    assert full not in products(build(method="uniq", **two_bits))
+    assert set(products(build())) == {"None"}
 
 
 def test_every_name_is_the_network_it_says():

@@ -32,9 +32,16 @@ _FEW_PIXELS = 14 * 14
 
 
 def multiply(node: Node, x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
-    """The bilinear map of a node that has the attributes of a convolution or a dot product."""
+    """The bilinear map of a node that has the attributes of a convolution or a dot product.
+
+    Products of floats are of float32 on every device: GPUs and TPUs would round the factors to ten
+    or to seven bits, and that changes codes and classes.
+    """
+    precision = lax.Precision.HIGHEST if jnp.issubdtype(x.dtype, jnp.floating) else None
     if not _is_convolution(node):
-        return lax.dot_general(x, kernel, node["dimension_numbers"], preferred_element_type=dtype)
+        return lax.dot_general(
+            x, kernel, node["dimension_numbers"], precision, preferred_element_type=dtype
+        )
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -45,6 +52,7 @@ def multiply(node: Node, x: jax.Array, kernel: jax.Array, dtype: Any = None) -> 
         _numbers(node),
         node["feature_group_count"],
         node["batch_group_count"],
+        precision=precision,
         preferred_element_type=dtype,
     )
 

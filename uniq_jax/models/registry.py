@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
+import jax
 from flax import nnx
 
 from uniq_jax import rules
@@ -16,6 +17,7 @@ from uniq_jax.models.mobilenet_v2 import MobileNetV2
 from uniq_jax.models.preact_resnet import PreactResNet
 from uniq_jax.models.resnet import ResNet
 from uniq_jax.models.vit import VisionTransformer
+from uniq_jax.nn import QuantLayer
 from uniq_jax.quantization import quantize
 
 Method = Literal["uniq", "n2uq", "uniq_n2uq", "lsq"]
@@ -74,6 +76,10 @@ def create(
     shortcut layers is that of its preset in `uniq_jax.rules`. N2UQ's activations have no negative
     levels: in the ViT, and in MobileNet-V2 with "uniq_n2uq", low-bit layers lose the negative part
     of their inputs.
+
+    Layers that a method leaves float, such as N2UQ's first and last, multiply in full float32
+    (`precision`), on GPUs and TPUs too, which otherwise round there to ten bits or to seven: the
+    codes behind them then are those of the frozen network on any device.
 
     Args:
       name: a key of `MODELS`.
@@ -143,4 +149,8 @@ def create(
     else:
         signed_last = _SIGNED.get(name, {}).get("signed_last", False)
         preset = rules.uniq_n2uq(**arguments, granularity=granularity, signed_last=signed_last)
-    return quantize(MODELS[name](num_classes=num_classes, rngs=rngs, **options), preset)
+    model = quantize(MODELS[name](num_classes=num_classes, rngs=rngs, **options), preset)
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, nnx.Conv | nnx.Linear) and not isinstance(layer, QuantLayer):
+            layer.precision = jax.lax.Precision.HIGHEST
+    return model
