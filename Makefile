@@ -26,7 +26,7 @@ DEV := $(VENV)/.installed-dev
 ACCELERATORS := $(VENV)/.installed-accelerators
 PEERS := $(VENV)/.installed-peers
 
-.PHONY: help demo demo-plan test lint format types docs accuracy accuracy-digits accuracy-cifar cifar cifar-networks meshes curriculum soak distributed exact exports bench accelerators compile-accelerators peers time-peers update-constraints clean
+.PHONY: help demo demo-plan test lint format types docs accuracy accuracy-digits accuracy-cifar cifar cifar-networks meshes curriculum golden soak distributed exact exports bench accelerators compile-accelerators peers time-peers update-constraints clean
 # The targets that follow another (demo after demo-plan) need their order under `make -j` too.
 .NOTPARALLEL:
 
@@ -84,7 +84,7 @@ accuracy-digits: $(CORE) ## the README's accuracies on digits: 2 and 1 bit, 3 se
 
 CIFAR := $(notdir $(wildcard results/cifar10_*))
 
-accuracy-cifar: $(DEV) $(TFDS) ## the README's accuracies on CIFAR-10; an hour and more each (needs UNIQ_JAX_SHARED)
+accuracy-cifar: $(DEV) $(TFDS) ## the README's accuracies on CIFAR-10; hours each (needs UNIQ_JAX_SHARED)
 	@mkdir -p runs/weights && cp -f $(SHARED)/data/weights/cifar10_*.npz runs/weights
 	@$(TRAIN) benchmarks/accuracy.py train $(CIFAR)
 	@$(RUN) benchmarks/accuracy.py keep $(CIFAR:%=runs/results/%)
@@ -101,8 +101,11 @@ cifar: $(DEV) ## two epochs of CIFAR-10, killed and resumed (needs UNIQ_JAX_SHAR
 cifar-networks: $(DEV) ## the README's CIFAR-10 ResNets, float and W8A8 (needs UNIQ_JAX_SHARED)
 	@$(RUN) -m pytest -q tests/test_cifar10_networks.py
 
-meshes: $(DEV) ## every method trained on three meshes of four CPU devices
-	@$(RUN) -m pytest -q -m slow tests/test_train_mesh.py
+meshes: $(DEV) ## every method, and a model of others, trained on meshes of four CPU devices
+	@$(RUN) -m pytest -q -m slow tests/test_train_mesh.py tests/test_outside_models.py
+
+golden: $(DEV) ## networks of both originals, gradients and all (needs UNIQ_JAX_SHARED)
+	@$(RUN) -m pytest -q tests/test_golden_networks.py
 
 curriculum: $(DEV) ## every method from float to 8, 4 and 2 bits, resumed; steps that freeze weights
 	@$(RUN) -m pytest -q -m slow tests/test_train_handover.py tests/test_train_oscillation.py
@@ -126,10 +129,11 @@ bench: $(DEV) ## every figure that has a goal, beside it; ten minutes and more (
 	@$(TRAIN) benchmarks/quantizers.py
 	@photos="$(SHARED)/data/imagenet_fullres"; \
 	if [ -d "$$photos" ]; then \
-	    $(RUN) benchmarks/input.py "$$photos" --results=benchmarks/results.json; \
-	else echo "input_over_pillow: not measured, as there is no $$photos; set UNIQ_JAX_SHARED"; fi
-	@echo
-	@$(PY) benchmarks/table.py
+	    $(RUN) benchmarks/input.py "$$photos" --results=benchmarks/results.json && echo && $(PY) benchmarks/table.py; \
+	else \
+	    echo "input_over_pillow: not measured, as there is no $$photos; set UNIQ_JAX_SHARED"; echo; \
+	    $(PY) benchmarks/table.py --without input_over_pillow; \
+	fi
 
 # JAX would try to use the compilers' devices in every program of .venv.
 accelerators: ## what steps read and write on a GPU and on TPUs, from programs compiled for them; needs neither

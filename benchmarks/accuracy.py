@@ -40,19 +40,21 @@ def keep(workdir: pathlib.Path, results: pathlib.Path = RESULTS) -> dict[str, An
     if not (workdir / "result.json").is_file():
         raise FileNotFoundError(f"{workdir} holds no finished run: it has no result.json")
     directory = results / workdir.name
-    directory.mkdir(parents=True, exist_ok=True)
+    result = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
+    # Takes long, and may fail: what is kept stays whole until it is there.
+    found = {} if result["method"] == "float" else frozen(workdir)
+    partial = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     for name in _KEPT:
-        shutil.copyfile(workdir / name, directory / name)
-    shorten(directory / "metrics.jsonl")
-    path = directory / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
+        shutil.copyfile(workdir / name, partial / name)
+    shorten(partial / "metrics.jsonl")
     del result["files"]  # They are not here.
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if result["method"] == "float":
-        return {}
-    found = frozen(workdir)
-    text = json.dumps(found, indent=1) + "\n"
-    (directory / "frozen.json").write_text(text, encoding="utf-8")
+    written = {"result.json": result} | ({"frozen.json": found} if found else {})
+    for name, content in written.items():
+        (partial / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.replace(directory)
     return found
 
 
@@ -137,25 +139,42 @@ class Kept:
         return tuple(json.dumps(config[key], sort_keys=True) for key in shown)
 
 
-def rows(runs: Iterable[Kept]) -> list[str]:
-    """The table's lines, in Markdown."""
+def rows(runs: Iterable[Kept], *, best: bool = False) -> list[str]:
+    """The table's lines, in Markdown, from the most bits and the most accurate on.
+
+    Args:
+      runs: of which those that differ by their seed alone share a line.
+      best: of each network, width and method only the most accurate one.
+    """
     groups: dict[tuple[Any, ...], list[Kept]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
 
-    def order(group: list[Kept]) -> tuple[Any, ...]:
+    def width(group: list[Kept]) -> tuple[Any, ...]:
         result = group[0].result
-        return result["dataset"], -result["weight_bits"], result["method"], group[0].name
+        bits = -result["weight_bits"], -result["activation_bits"]
+        return result["dataset"], result["model"], *bits
 
+    def accuracy(group: list[Kept]) -> float:
+        return statistics.mean(run.frozen["accuracy"] for run in group)
+
+    ordered = sorted(groups.values(), key=lambda group: (*width(group), -accuracy(group)))
+    firsts: dict[Any, list[Kept]] = {}
+    for group in ordered:
+        firsts.setdefault((*width(group), group[0].result["method"] if best else id(group)), group)
     head = (
-        "data, network | method | bits | starts from | learns from | epochs | seeds | float | "
-        "quantized | integer network | bytes on disk | ms, float / integer"
+        "data, network | bits | method | starts from | learns from | epochs | seeds | float | "
+        "quantized | points | integer network | bytes on disk | ms, float / integer"
     )
     lines = [f"| {head} |", f"|{'---|' * (head.count('|') + 1)}"]
-    return lines + [_row(group) for group in sorted(groups.values(), key=order)]
+    most: set[tuple[Any, ...]] = set()
+    for group in firsts.values():
+        lines.append(_row(group, is_best=width(group) not in most))
+        most.add(width(group))
+    return lines
 
 
-def _row(group: list[Kept]) -> str:
+def _row(group: list[Kept], *, is_best: bool) -> str:
     first = group[0]
     last = first.config["phases"][-1]
     quantized = [phase for phase in first.config["phases"] if phase["method"] != "float"]
@@ -163,7 +182,7 @@ def _row(group: list[Kept]) -> str:
     loss = last["loss"]
     teacher = loss["teacher_model"] if loss["teacher"] else "labels"
     if loss["teacher"] and loss["teacher_temperature"] != 1:
-        teacher += f" at {loss['teacher_temperature']:g}"
+        teacher += f", T={loss['teacher_temperature']:g}"
     before = _before(first)
     floats = [run.result["float_accuracy"] for run in (group if before is None else [before])]
     accuracies = [run.frozen["accuracy"] for run in group]
@@ -176,16 +195,21 @@ def _row(group: list[Kept]) -> str:
     times = [
         statistics.median(run.frozen[key] for run in group) for key in ("float_ms", "integer_ms")
     ]
+    quantized_percent = _percent(accuracies)
+    points = ""
+    if None not in floats:
+        points = f"{100 * (statistics.mean(accuracies) - statistics.mean(floats)):+.2f}"
     cells = (
         f"{first.result['dataset']}, {first.result['model']}",
-        last["method"],
         _bits(last),
+        last["method"],
         f"{before.result['method']} {_bits(before.config['phases'][-1])}" if before else "float",
         teacher,
         epochs,
         str(len(group)),
         _percent(floats) if None not in floats else "",
-        _percent(accuracies),
+        f"**{quantized_percent}**" if is_best else quantized_percent,
+        points,
         "the same classes" if same else "**differs**",
         f"{first.frozen['file_bytes']:,}",
         f"{times[0]:.2f} / {times[1]:.2f}",
@@ -214,7 +238,7 @@ def _percent(values: Sequence[float]) -> str:
 def write_table(results: pathlib.Path = RESULTS, readme: pathlib.Path = ROOT / "README.md") -> None:
     """Puts the table between the marks of a README, and in that of `results`."""
     runs = [Kept.read(path.parent) for path in sorted(results.glob("*/frozen.json"))]
-    table = "\n".join(rows(runs))
+    table, best = "\n".join(rows(runs)), "\n".join(rows(runs, best=True))
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -232,7 +256,7 @@ def write_table(results: pathlib.Path = RESULTS, readme: pathlib.Path = ROOT / "
         f"{devices}\n"
     )
     for path, content in (
-        (readme, f"{before}{BEGIN}\n{table}\n{END}{after}"),
+        (readme, f"{before}{BEGIN}\n{best}\n{END}{after}"),
         (results / "README.md", page),
     ):
         partial = path.with_name(f"{path.name}.partial")

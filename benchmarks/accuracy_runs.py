@@ -12,6 +12,9 @@ from side_by_side import run_all
 
 WORKDIRS = pathlib.Path("runs/results")
 
+# Exit status of a run that was told to stop, and saved.
+_STOPPED = 75
+
 _CIFAR10 = "configs/cifar10_resnet20_w2a2.py"
 _FLOAT = "runs/weights/cifar10_resnet20.npz"
 _TEACHER = "teacher=runs/weights/cifar10_resnet56.npz,teacher_model=resnet56"
@@ -102,12 +105,42 @@ RUNS: dict[str, list[str]] = {
 """Name → arguments of `uniq_jax.main`."""
 
 
+def start_of(name: str) -> str | None:
+    """The run that another one starts from; None where that is a float network, or fresh."""
+    starts = [a.partition("=")[2] for a in RUNS[name] if a.startswith("--config.init_from=")]
+    paths = [pathlib.Path(start) for start in starts]
+    return next((path.name for path in paths if path.parent == WORKDIRS), None)
+
+
 def train(names: Sequence[str], jobs: int) -> int:
     """Trains runs, several at a time; what is finished stays, what was begun goes on.
+
+    A run that starts from another one comes after it, and only if that has finished.
 
     Returns:
       How many did not finish.
     """
+    missing = 0
+    waiting = list(names)
+    while waiting:
+        stage = [name for name in waiting if start_of(name) not in waiting]
+        waiting = [name for name in waiting if name not in stage]
+        ready = []
+        for name in stage:
+            start = start_of(name)
+            if start is None or (WORKDIRS / start / "result.json").is_file():
+                ready.append(name)
+            else:
+                print(f"{name}: not trained, as what it starts from, {start}, has not finished")
+        statuses = _train(ready, jobs)
+        missing += len(stage) - sum(status == 0 for status in statuses.values())
+        if len(statuses) < len(ready) or _STOPPED in statuses.values():  # By a signal.
+            return missing + len(waiting)
+    return missing
+
+
+def _train(names: Sequence[str], jobs: int) -> dict[str, int]:
+    """Trains runs that need not wait for one another; their exit statuses, of those that began."""
 
     def command(name: str) -> list[str]:
         workdir = f"--workdir={WORKDIRS / name}"
@@ -123,11 +156,10 @@ def train(names: Sequence[str], jobs: int) -> int:
             text = f"{100 * result['test_accuracy']:.2f}%"
         print(f"{name}: {text}", flush=True)
 
-    statuses = run_all(
+    return run_all(
         {name: command(name) for name in names},
         jobs=jobs,
         log=log,
         began=lambda name: print(f"{name}: trains, see {log(name)}", flush=True),
         ended=ended,
     )
-    return sum(statuses.get(name) != 0 for name in names)

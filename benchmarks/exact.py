@@ -19,6 +19,7 @@ last line is the verdict.
 
 import argparse
 import collections
+import itertools
 import json
 import os
 import pathlib
@@ -68,6 +69,8 @@ def main() -> None:
     parser.add_argument("--part", default="1/1", help="K/N: every Nth case from the Kth on")
     arguments = parser.parse_args()
     part, parts = map(int, arguments.part.split("/"))
+    if arguments.steps < 1:
+        parser.error(f"--steps (={arguments.steps}) must be at least 1")
     if arguments.jobs > 1:
         _share(arguments.jobs)
 
@@ -75,6 +78,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     foundation = foundation_of(arguments)
     train, test = (data.load("cifar10", split=s, data_dir=arguments.data_dir) for s in _SPLITS)
+    if not 1 <= arguments.images <= len(test):
+        parser.error(f"--images (={arguments.images}) must be from 1 to {len(test)}")
     starts = None
     wanted = list(cases(arguments.networks, arguments.methods, arguments.bits))
     wanted = wanted[part - 1 :: parts]
@@ -222,9 +227,11 @@ def _train(model: Any, train: Any, steps: int, *, learning_rate: float) -> float
         return loss
 
     loss = jnp.inf
-    batches = _images(train, steps * _BATCH, 32)
-    for i, images in enumerate(batches):
-        loss = step(model, optimizer, images, train.labels[i * _BATCH : (i + 1) * _BATCH])
+    epoch = len(train) // _BATCH * _BATCH
+    batches = itertools.chain.from_iterable(_images(train, epoch, 32) for _ in itertools.count())
+    for i, images in enumerate(itertools.islice(batches, steps)):
+        start = i * _BATCH % epoch
+        loss = step(model, optimizer, images, train.labels[start : start + _BATCH])
     model.eval()
     return float(loss)
 

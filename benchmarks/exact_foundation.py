@@ -21,8 +21,10 @@ def foundation_of(arguments: argparse.Namespace) -> str:
     package, here = pathlib.Path(uniq_jax.__file__).parent, pathlib.Path(__file__).parent
     rooms = ("quantizers", "nn", "models", "deploy")
     paths = [path for room in rooms for path in package.glob(f"{room}/*.py")]
-    paths += [package / f"{name}.py" for name in ("quantization", "rules", "exact")]
-    paths += here.glob("exact_*.py")
+    paths += [
+        package / f"{name}.py" for name in ("quantization", "rules", "exact", "data_parallel")
+    ]
+    paths += here.glob("exact*.py")
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(f"{path.parent.name}/{path.name}\0{code_of(path)}\0".encode())

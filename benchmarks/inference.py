@@ -27,6 +27,7 @@ from measure import RESULTS, Result, alternately, keep
 from uniq_jax import calibrate, deploy, models, quantize, rules
 from uniq_jax.deploy.onnx_export import to_onnx
 from uniq_jax.deploy.trace import trace
+from uniq_jax.train.compilation import compiler_options
 
 SIZE = 224
 SHAPE = (SIZE, SIZE, 3)
@@ -90,9 +91,14 @@ def onnxruntime(content: bytes) -> Run:
     return lambda: session.run(["logits"], inputs)
 
 
-def xla(function: Callable[[jax.Array], jax.Array]) -> Run:
-    """One image through a compiled function, whose arrays are constants of it."""
-    compiled = jax.jit(function)
+def xla(function: Callable[[jax.Array], jax.Array], *, tuned: bool = False) -> Run:
+    """One image through a compiled function, whose arrays are constants of it.
+
+    Args:
+      function: of a batch of images.
+      tuned: for float convolutions, with the options that `uniq_jax.main` gives XLA.
+    """
+    compiled = jax.jit(function, compiler_options=compiler_options() if tuned else None)
     batch = jax.device_put(images())
     return lambda: jax.block_until_ready(compiled(batch))
 
@@ -160,10 +166,22 @@ PAIRS: dict[str, tuple[float | None, str, Callable[[], Run], Callable[[], Run]]]
         lambda: xla(model("uniq", "uniq", 4)),
         lambda: xla(frozen("uniq", "uniq", 4, True)),
     ),
+    "int_xla_uniq_tuned": (
+        None,
+        "XLA, UniQ W4A4: model.eval(), compiled as uniq_jax.main does / frozen network",
+        lambda: xla(model("uniq", "uniq", 4), tuned=True),
+        lambda: xla(frozen("uniq", "uniq", 4, True)),
+    ),
     "int_xla_binary": (
         4.3,
         "XLA, UniQ W1A1: model.eval() / frozen network, popcount, exact",
         lambda: xla(model("uniq", "uniq", 1)),
+        lambda: xla(frozen("uniq", "uniq", 1, True)),
+    ),
+    "int_xla_binary_tuned": (
+        None,
+        "XLA, UniQ W1A1: model.eval(), compiled as uniq_jax.main does / frozen network",
+        lambda: xla(model("uniq", "uniq", 1), tuned=True),
         lambda: xla(frozen("uniq", "uniq", 1, True)),
     ),
 }

@@ -100,8 +100,8 @@ def main() -> None:
     parser.add_argument("directory", type=pathlib.Path, help="of JPEGs, at any depth")
     parser.add_argument("--results", type=pathlib.Path, help="a JSON file, to keep our figure in")
     arguments = parser.parse_args()
-    paths = sorted(p for p in arguments.directory.rglob("*") if p.suffix.lower() == ".jpeg")
-    paths += sorted(arguments.directory.rglob("*.jpg"))
+    kinds = (".jpeg", ".jpg")
+    paths = sorted(p for p in arguments.directory.rglob("*") if p.suffix.lower() in kinds)
     images = [path.read_bytes() for path in paths]
     if not images:
         sys.exit(f"no .jpg or .jpeg below {arguments.directory}")

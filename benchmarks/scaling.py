@@ -173,17 +173,24 @@ def main() -> None:
     path = arguments.out / "scaling.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     done = {(r["case"], r["batch"], r["data"], r["model"]): r for r in results}
-    results = []
+    keys = [(str(case), case.batch_size, *mesh) for case, mesh in CASES]
     for index, (case, mesh) in enumerate(CASES):
         start = time.perf_counter()
-        key = (str(case), case.batch_size, *mesh)
-        results.append(done.get(key) or _in_a_process(index, mesh[0] * mesh[1]))
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
+        key = keys[index]
+        if key not in done:
+            done[key] = _in_a_process(index, mesh[0] * mesh[1])
+        results = [done[key] for key in keys if key in done]
+        for place, text in (
+            (path.with_suffix(".md"), markdown(results)),
+            (path, json.dumps(results, indent=1) + "\n"),
+        ):
+            partial = place.with_name(f"{place.name}.partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(place)
         seconds = time.perf_counter() - start
         print(
             f"{index + 1:2d}/{len(CASES)}  {case}, batch {case.batch_size}, {mesh[0]} x {mesh[1]} "
-            f"devices: {sum(results[-1]['instructions'].values())} collectives ({seconds:.0f} s)",
+            f"devices: {sum(done[key]['instructions'].values())} collectives ({seconds:.0f} s)",
             flush=True,
         )
     print(f"\n{markdown(results)}\nWrote {path} and {path.with_suffix('.md')}")

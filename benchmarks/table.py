@@ -67,10 +67,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     default = pathlib.Path(__file__).parent / "results.json"
     parser.add_argument("results", nargs="?", type=pathlib.Path, default=default)
-    path = parser.parse_args().results
+    parser.add_argument("--without", nargs="*", default=(), help="figures that were not measured")
+    arguments = parser.parse_args()
+    path = arguments.results
     if not path.is_file():
         sys.exit(f"results (={path}) must be a file that a benchmark wrote, as by: make bench")
     rows = [r for r in json.loads(path.read_text(encoding="utf-8")) if r["goal"] is not None]
+    rows = [row for row in rows if row["name"] not in arguments.without]
     for row in rows:
         print(line(row))
     print(f"{sum(row['met'] for row in rows)} of {len(rows)} goals are met")

@@ -3,10 +3,10 @@
     python -m uniq_jax.main --config=configs/cifar10_resnet20_w2a2.py \
         --config.data.data_dir=TFDS_DIR --config.init_from=FLOAT --workdir=runs/cifar10
 
-TFDS_DIR holds a prepared `cifar10` (`tfds build cifar10 --file_format=array_record`, or TFDS's
-`download_and_prepare` with that format). FLOAT is a float ResNet-20 with shortcut A: a workdir of
-this package, or a file (.pth, .safetensors or .npz) of PyTorch's names. Without one,
-`:float_epochs=160` trains it first.
+TFDS_DIR holds a prepared `cifar10`. To prepare it takes TensorFlow, in any environment:
+`tfds build cifar10 --data_dir=TFDS_DIR --file_format=array_record`. FLOAT is a float ResNet-20 with
+shortcut A: a workdir of this package, or a file (.pth, .safetensors or .npz) of PyTorch's names.
+Without one, `:float_epochs=160` trains it first.
 
 Arguments, as in `…w2a2.py:bits=1,method=n2uq`, are those of `uniq_jax.recipes.arguments`.
 
@@ -17,8 +17,8 @@ constant rate of 0.001. N2UQ: Adam at 1.25e-3 (times batch / 256), linear to 0, 
 and scales at a tenth of the rate. Images are normalized by ImageNet's statistics, as the published
 float networks of this architecture expect.
 
-Expected accuracy: none of these papers has a row for this network. Cost: minutes an epoch on two
-CPU cores.
+Expected accuracy: none of these papers has a row for this network; what short runs reached is in
+results/README.md. Cost: minutes an epoch on two CPU cores.
 """
 
 from uniq_jax import config as c

@@ -66,18 +66,18 @@ def test_seeds_share_a_row(results):
     kept = accuracy.Kept.read(results / "small")
     *_, row = accuracy.rows([_with(kept, 0, 0.5), _with(kept, 1, 0.625)])
     cells = [cell.strip() for cell in row.split("|")]
-    assert cells[1:7] == ["digits, resnet20", "uniq", "W2A2", "float", "labels", "1"]
+    assert cells[1:7] == ["digits, resnet20", "W2A2", "uniq", "float", "labels", "1"]
     assert cells[7] == "2"
-    assert cells[9:11] == ["56.25% (50.00 to 62.50)", "the same classes"]
+    assert [cells[9], cells[11]] == ["**56.25% (50.00 to 62.50)**", "the same classes"]
 
 
 def test_a_row_says_what_its_runs_start_from():
     kept = accuracy.Kept.read(ROOT / "results" / "cifar10_uniq_w3a3_soft_teacher_s0")
     *_, row = accuracy.rows([kept])
     cells = [cell.strip() for cell in row.split("|")]
-    assert cells[2:5] == ["uniq", "W3A3", "uniq W4A4"]
+    assert cells[2:5] == ["W3A3", "uniq", "uniq W4A4"]
     assert kept.result["float_accuracy"] is None
-    assert cells[8] == "91.30%"
+    assert cells[8:11] == ["91.30%", "**91.26%**", "-0.04"]
 
 
 def test_an_integer_network_that_differs_is_said_to(results):
@@ -155,6 +155,36 @@ def test_trainings_run_side_by_side_and_end_with_a_signal(tmp_path):
     assert "b: ended with exit status 75\n" in lines
     assert "c: ended with exit status 75\n" in lines
     assert not (tmp_path / "runs/results/d").exists()
+
+
+def test_a_run_waits_for_what_it_starts_from(monkeypatch, tmp_path, capsys):
+    """It begins after that has finished, not where it failed, and not after a signal."""
+    monkeypatch.chdir(tmp_path)
+    begins = f"--config.init_from={accuracy_runs.WORKDIRS}"
+    runs = {"a": [f"{begins}/b"], "b": [f"{begins}/c"], "c": ["--config.init_from=float.npz"]}
+    monkeypatch.setattr(accuracy_runs, "RUNS", runs)
+    began = []
+    statuses = {"a": 0, "b": 0, "c": 0}
+
+    def run_all(commands, **options):
+        for name in commands:
+            began.append(name)
+            if statuses[name] == 0:
+                (accuracy_runs.WORKDIRS / name).mkdir(parents=True)
+                (accuracy_runs.WORKDIRS / name / "result.json").touch()
+        return {name: statuses[name] for name in commands}
+
+    monkeypatch.setattr(accuracy_runs, "run_all", run_all)
+    assert accuracy_runs.train(["a"], 1) == 1
+    assert "a: not trained, as what it starts from, b, has not finished" in capsys.readouterr().out
+    statuses["b"] = 1
+    assert accuracy_runs.train(["a", "b", "c"], 1) == 2
+    assert began == ["c", "b"]
+    statuses["b"] = 75
+    assert accuracy_runs.train(["b", "a"], 1) == 2
+    statuses["b"] = 0
+    assert accuracy_runs.train(["a", "b"], 1) == 0
+    assert began == ["c", "b", "b", "b", "a"]
 
 
 # Of ml_collections, which imports config files.

@@ -57,9 +57,8 @@ def accuracy(model, images, labels):
     return 100 * np.mean(np.concatenate(found) == labels)
 
 
-@pytest.mark.parametrize(
-    ("depth", "percent"), [(20, 91.30), pytest.param(56, 93.00, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "percent"), [(20, 91.30), (56, 93.00)])
 def test_float_and_w8a8(shared_dir, test_set, depth, percent, capsys):
     """The published weights reach their accuracy; 8 bits, calibrated alone, cost 0.3 at most."""
     images, labels = test_set

@@ -168,6 +168,40 @@ def test_every_grid_lies_in_int8(bits, offset):
     np.testing.assert_array_equal(integers.levels_of(operands, form), expected)
 
 
+class _WithConstants(nnx.Module):
+    """Two linear layers, and between them what a function makes of the batch's size."""
+
+    def __init__(self, between):
+        rngs = nnx.Rngs(0)
+        self.first, self.last = nnx.Linear(6, 8, rngs=rngs), nnx.Linear(8, 5, rngs=rngs)
+        self.between = between
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.between(self.first(x))))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        nnx.RMSNorm(8, rngs=nnx.Rngs(0)),
+        lambda x: x * jnp.sum(jnp.ones_like(x) * jnp.arange(8.0), axis=1, keepdims=True) / 28,
+        lambda x: jnp.concatenate([x[:, 1:], jnp.zeros((x.shape[0], 1)) + 0.5], axis=1),
+        lambda x: jnp.where(jnp.ones_like(x) > jnp.arange(8.0) / 4, x, -x),
+    ],
+    ids=["rms_norm", "sum", "concatenated", "chosen"],
+)
+def test_constants_may_be_as_large_as_the_batch(between):
+    model = uniq_jax.quantize(
+        _WithConstants(between), rules.lsq(bits=8, first=None, last=None, signed=".*")
+    )
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)), jnp.float32)
+    uniq_jax.calibrate(model, [x])
+    model.eval()
+    frozen = uniq_jax.freeze(model, (6,))
+    for size in (1, 3):
+        np.testing.assert_allclose(frozen(x[:size]), model(x[:size]), rtol=1e-6, atol=1e-6)
+
+
 def test_what_cannot_be_frozen_is_an_error():
     with pytest.raises(ValueError, match="input and kernel are quantized"):
         deploy.freeze(models.create("resnet8", num_classes=2, rngs=nnx.Rngs(0)), SHAPE)

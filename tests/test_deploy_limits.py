@@ -115,6 +115,11 @@ def test_normalization_that_is_none_is_refused(values, message):
         deploy.About(**values)
 
 
+def test_the_scale_of_pixels_from_0_to_1_is_noticed():
+    with pytest.warns(UserWarning, match=r"std \(=\(0.229, 0.224\)\) is of pixels from 0 to 255"):
+        deploy.About(mean=(0.485, 0.456), std=(0.229, 0.224))
+
+
 def test_normalization_of_other_channels_is_refused():
     about = deploy.About(mean=(1.0, 2.0), std=(1.0, 1.0))
     with pytest.raises(ValueError, match=r"about.mean .* image_shape \(=\(8,\)\) has channels"):

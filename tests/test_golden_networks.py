@@ -84,7 +84,7 @@ def relative(found, wanted):
         "uniq_preact_resnet32_w2a2",
         "uniq_preact_resnet18_w2a2",
         "n2uq_resnet18_w2a2",
-        "n2uq_mobilenet_v2_w4a4",
+        pytest.param("n2uq_mobilenet_v2_w4a4", marks=pytest.mark.slow),
     ],
 )
 def test_network(golden_dir, name):

@@ -454,6 +454,7 @@ print("checked", len(one))
 """
 
 
+@pytest.mark.slow
 def test_one_device_and_four_agree(quick_compilation):
     """Batch and kernels sharded, layers scanned, in float64."""
     flags = quick_compilation["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"

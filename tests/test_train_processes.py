@@ -343,6 +343,7 @@ with processes.ends_together():
 """
 
 
+@pytest.mark.slow
 def test_processes_agree_or_say_what_differs(tmp_path, quick_compilation):
     children = start(2, ("-c", CHILD), f"--root={tmp_path}", environment=quick_compilation)
     (first, printed, _), (second, other, errors) = finish(children)

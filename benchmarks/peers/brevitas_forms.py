@@ -21,6 +21,21 @@ class LearnedWeightScale(Int8WeightPerTensorFloat):
     scaling_impl_type = ScalingImplType.PARAMETER_FROM_STATS
 
 
+class LearnedInputScale(Uint8ActPerTensorFloat):
+    """One scale that is learned from the third batch on, before which nothing is timed.
+
+    The first is measured, and the second makes a parameter of it; Brevitas would measure 300.
+    """
+
+    collect_stats_steps = 1
+
+
+class LearnedSignedInputScale(Int8ActPerTensorFloat):
+    """The same for inputs that may be negative."""
+
+    collect_stats_steps = 1
+
+
 def _convolution(inputs: int, outputs: int, size: int, stride: int, bits: int | None) -> nn.Module:
     options: dict[str, Any] = {"stride": stride, "padding": size // 2, "bias": False}
     if bits is None:
@@ -39,7 +54,7 @@ def _input(bits: int | None, *, signed: bool = False) -> nn.Module:
     """What quantizes a layer's input, with a learned scale."""
     if bits is None:
         return nn.Identity()
-    kind = Int8ActPerTensorFloat if signed else Uint8ActPerTensorFloat
+    kind = LearnedSignedInputScale if signed else LearnedInputScale
     return qnn.QuantIdentity(act_quant=kind, bit_width=bits)
 
 

@@ -43,7 +43,8 @@ def find_prepared(name: str, data_dir: str | None):
     root: Any = epath.Path(data_dir if data_dir is not None else default).expanduser()
     wanted = f"{base}/{config}" if config else base
     prepare = (
-        f"To prepare it: tfds build {wanted} --data_dir={root} --file_format=array_record, "
+        f"To prepare it, in an environment with TensorFlow: tfds build {wanted} "
+        f"--data_dir={root} --file_format=array_record, "
         f"or in Python tfds.builder({wanted!r}, "
         f"data_dir={str(root)!r}, file_format='array_record').download_and_prepare()"
     )

@@ -1,6 +1,7 @@
 """The frozen network: an immutable pytree that is called with images."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,9 @@ class About:
 
     Raises:
       ValueError: if `mean` and `std` are of different lengths, or a `std` is not positive.
+
+    Warns:
+      UserWarning: if every `std` is below 1, as those of pixels from 0 to 1 are.
     """
 
     name: str = ""
@@ -45,6 +49,12 @@ class About:
             raise ValueError(f"mean (={self.mean}) must have as many entries as std (={self.std})")
         if not all(0 < deviation < float("inf") for deviation in self.std):
             raise ValueError(f"std (={self.std}) must be positive")
+        if self.std and max(self.std) < 1:
+            warnings.warn(
+                f"std (={self.std}) is of pixels from 0 to 255, where it would be below 1; that of "
+                "pixels from 0 to 1, as config.data.std is, goes here times 255, and mean too",
+                stacklevel=3,
+            )
 
     def normalize(self, images: Any) -> np.ndarray:
         """uint8 images, (…, channels), as the network wants them: float32, `exact.normalize`."""

@@ -143,7 +143,7 @@ def _programs(
 
 @dataclasses.dataclass(frozen=True)
 class _Constant:
-    """An array known now; `shape` is the larger one it stands for in elementwise operations."""
+    """An array known now; `shape` is the larger one it stands for, whose sizes may be batches."""
 
     value: Any
     shape: tuple[Any, ...]
@@ -194,13 +194,17 @@ class _Builder:
         equation = equations[0]
         name, params = equation.primitive.name, equation.params
         if name == "broadcast_in_dim" and isinstance(inputs[0], _Constant):
-            return [_broadcast(inputs[0], params)]
-        if all(isinstance(value, _Constant) for value in inputs) and _is_static(equations):
-            whole = [_whole(value) for value in inputs]
-            with jax.ensure_compile_time_eval():
-                results = equation.primitive.bind(*whole, **params)
-            results = results if equation.primitive.multiple_results else [results]
-            return [_Constant(result, np.shape(result)) for result in results]
+            return [_broadcast(inputs[0], equations)]
+        if all(isinstance(value, _Constant) for value in inputs):
+            is_static = _is_static(equations) and not any(map(_repeats_with_batch, inputs))
+            if is_static or name in ELEMENTWISE:
+                values = [_whole(v) for v in inputs] if is_static else _compact(inputs)
+                with jax.ensure_compile_time_eval():
+                    results = equation.primitive.bind(*values, **params)
+                results = results if equation.primitive.multiple_results else [results]
+                outputs = zip(*(e.outvars for e in equations))
+                shapes = [_merged(*(var.aval.shape for var in pair)) for pair in outputs]
+                return [_Constant(result, shape) for result, shape in zip(results, shapes)]
         if name == "jit" and params["name"] in _NAMED:
             return [self._node(_NAMED[params["name"]], [self.named(v) for v in inputs], {})]
         key = next((key for key in _CALLED if key in params), None)
@@ -270,16 +274,25 @@ def _merged(first: Any, second: Any) -> Any:
     raise NotImplementedError(f"a frozen network cannot hold the parameter {first!r}")
 
 
+def _repeats_with_batch(constant: _Constant) -> bool:
+    return any(isinstance(size, tuple) for size in constant.shape)
+
+
 def _whole(constant: _Constant) -> Any:
     return jnp.broadcast_to(constant.value, constant.shape)
 
 
-def _broadcast(constant: _Constant, params: Any) -> _Constant:
+def _compact(constants: list[_Constant]) -> list[Any]:
+    """Operands of an elementwise operation, repeated along those axes only that one of them has."""
+    return jnp.broadcast_arrays(*(constant.value for constant in constants))
+
+
+def _broadcast(constant: _Constant, equations: tuple[Any, ...]) -> _Constant:
     """The constant in its new rank, with a size of 1 along every axis that repeats it."""
-    shape = params["shape"]
+    shape = _merged(*(equation.params["shape"] for equation in equations))
     sizes = [1] * len(shape)
     value = constant.value
-    for size, axis in zip(np.shape(value), params["broadcast_dimensions"]):
+    for size, axis in zip(np.shape(value), equations[0].params["broadcast_dimensions"]):
         sizes[axis] = size
     return _Constant(jnp.reshape(value, sizes), shape)
 
