@@ -115,6 +115,12 @@ def test_normalization_that_is_none_is_refused(values, message):
         deploy.About(**values)
 
 
+@pytest.mark.parametrize("bits", [1, 5, 6, 8])
+def test_nan_has_the_lowest_code(bits):
+    limits = jnp.arange(1, 2**bits, dtype=jnp.float32)
+    assert integers.count_below(jnp.array([jnp.nan, 2**bits]), limits).tolist() == [0, 2**bits - 1]
+
+
 def test_the_scale_of_pixels_from_0_to_1_is_noticed():
     with pytest.warns(UserWarning, match=r"std \(=\(0.229, 0.224\)\) is of pixels from 0 to 255"):
         deploy.About(mean=(0.485, 0.456), std=(0.229, 0.224))

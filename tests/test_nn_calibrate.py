@@ -327,7 +327,12 @@ def test_uncalibrated_steps_are_those_of_a_unit_normal():
         inputs = jnp.asarray(x if signed else np.maximum(x, 0), jnp.float32)
         if isinstance(method, N2uqActivation):
             np.testing.assert_allclose(start["intervals"], 2 / 7)
-        elif not isinstance(method, LsqActivation):
+        elif isinstance(method, LsqActivation):
+            wanted = quantizers.optimal_step(
+                method.bits, "normal" if signed else "rectified_normal"
+            )
+            np.testing.assert_allclose(start["step"], wanted, rtol=1e-6)
+        else:
             ((name, wanted),) = method.from_statistic(method.statistic(inputs)).items()
             np.testing.assert_allclose(start[name], wanted, rtol=0.02)
 

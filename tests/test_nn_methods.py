@@ -6,7 +6,33 @@ import numpy as np
 import pytest
 
 from uniq_jax import nn, quantizers
+from uniq_jax.nn.batch_norm import inverse_deviation
 from uniq_jax.quantizers import Grid
+
+
+@pytest.mark.parametrize("bits", [4, 5, 8])
+def test_wide_methods_start_from_the_least_error(bits):
+    """Those of more than four bits; the paper's constants are for four and fewer."""
+    w = jnp.asarray(np.random.default_rng(0).standard_t(3, size=(300, 4)), jnp.float32)
+    weight, activation = (
+        (quantizers.uniq_weight_fitted_step, quantizers.uniq_activation_fitted_step)
+        if bits > 4
+        else (quantizers.uniq_weight_initial_step, quantizers.uniq_activation_initial_step)
+    )
+    found = nn.UniqWeight(bits, "channel").initial(w, -1)["step"]
+    np.testing.assert_array_equal(found, weight(w, bits=bits, channel_axis=-1))
+    x = jnp.maximum(w, 0)
+    np.testing.assert_array_equal(nn.UniqActivation(bits).statistic(x), activation(x, bits=bits))
+
+
+def test_batch_norms_factor_is_rounded_correctly():
+    """A root and a division, and not the approximate reciprocal root that XLA has too."""
+    rng = np.random.default_rng(0)
+    variance = rng.uniform(0.01, 9, 4096).astype(np.float32)
+    scale = rng.normal(size=4096).astype(np.float32)
+    found = jax.jit(lambda v, s: inverse_deviation(v, 1e-5, s))(variance, scale)
+    np.testing.assert_array_equal(found, scale / np.sqrt(variance + np.float32(1e-5)))
+
 
 # Method; the two pure functions; how they are called; the grid.
 METHODS = [

@@ -31,5 +31,9 @@ def test_make_targets_and_files_exist():
     named |= set(re.findall(r"`make ([a-z-]+)`", text))
     assert named
     assert named <= targets
-    for path in re.findall(r"configs/\w+\.py|\]\((\w+\.md)\)", text):
-        assert not path or (ROOT / path).exists(), path
+    linked = re.findall(r"\]\((\w+\.md)\)", text)
+    pages = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    configs = re.findall(r"\bconfigs/\w+\.py", text + pages)
+    assert len(linked) > 2
+    assert len(configs) > 3
+    assert [path for path in {*linked, *configs} if not (ROOT / path).exists()] == []

@@ -1,5 +1,7 @@
 """Moving averages of weights, and batch-norm statistics that are estimated anew."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,9 @@ def test_a_moving_average_is_its_formula():
 
 def test_the_average_is_what_is_evaluated_and_read(tmp_path):
     run, program, state = make_run(ema_decay=0.7, optimizer={"learning_rate": 0.05})
-    state = start.restart_averages(state)
+    # As parameters are that came from elsewhere.
+    moved = {path: array + 1 for path, array in state.params.items()}
+    state = start.restart_averages(dataclasses.replace(state, params=moved))
     expected = {p: np.asarray(a, np.float64) for p, a in state.averages.items()}
     for path, array in {**state.params, **state.statistics}.items():
         np.testing.assert_array_equal(state.averages[path], array)

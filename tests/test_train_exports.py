@@ -27,7 +27,8 @@ FORMATS = "packed,onnx,openvino,qonnx,stablehlo"
 def config_of(formats="packed", **values):
     config = get_config()
     config.phases = ("quantized",)
-    config.quantized.update(total_epochs=1.0, batch_norm_batches=0)
+    # With averages, which are what is evaluated: no other parameters are to be frozen.
+    config.quantized.update(total_epochs=1.0, batch_norm_batches=0, ema_decay=0.5)
     config.export.update(formats=formats, sample_images=4, **values)
     return config
 

@@ -102,6 +102,17 @@ def test_a_run_prints_its_table_and_leaves_its_files(finished):
     steps = [r["step"] for r in records if r["phase"] == "quantized" and "loss" in r]
     assert steps == list(range(1, 31))
     assert [r["step"] for r in records if "test_accuracy" in r] == [10, 20, 10, 20, 30]
+    for phase in ("float", "quantized"):
+        found = [
+            (r["test_accuracy"], -r["step"])
+            for r in records
+            if r["phase"] == phase and "test_accuracy" in r
+        ]
+        accuracy, step = max(found)  # The first one of equal ones.
+        outcome = json.loads((workdir / phase / "outcome.json").read_text())
+        assert outcome["best_accuracy"] == accuracy
+        best = [path.name for path in (workdir / phase / "best").iterdir()]
+        assert [name for name in best if name.isdigit()] == [str(-step)]
     assert all(r["test_count"] == 360 for r in records if "test_accuracy" in r)
     assert list((workdir / "events" / "quantized").glob("events.out.*"))
     measured = [r for r in records if "layers" in r]
@@ -363,4 +374,4 @@ def test_it_starts_from_another_workdir(finished, config_file, tmp_path, run_mai
     assert process.returncode == 0, process.stderr
     result = json.loads((workdir / "result.json").read_text())
     floats = json.loads((finished[0] / "float" / "outcome.json").read_text())
-    assert result["float_accuracy"] in (floats["accuracy"], floats["best_accuracy"])
+    assert result["float_accuracy"] == floats["best_accuracy"]
