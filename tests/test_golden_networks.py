@@ -82,7 +82,7 @@ def relative(found, wanted):
     [
         "uniq_preact_resnet32_w1a1",
         "uniq_preact_resnet32_w2a2",
-        "uniq_preact_resnet18_w2a2",
+        pytest.param("uniq_preact_resnet18_w2a2", marks=pytest.mark.slow),
         "n2uq_resnet18_w2a2",
         pytest.param("n2uq_mobilenet_v2_w4a4", marks=pytest.mark.slow),
     ],

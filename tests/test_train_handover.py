@@ -238,22 +238,12 @@ OSCILLATION = tuple(
 )
 
 
-@pytest.mark.parametrize(
-    ("method", "arg"),
-    [
-        ("uniq_n2uq", "curriculum=4-2,epochs=2"),
-        *(
-            pytest.param(
-                m, f"curriculum={widths},epochs=4,float_epochs=1", marks=pytest.mark.slow, id=m
-            )
-            for m, widths in WIDTHS.items()
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", WIDTHS)
 def test_one_command_goes_down_from_width_to_width_and_resumes(
-    method, arg, config_file, tmp_path, run_main
+    method, config_file, tmp_path, run_main
 ):
-    arg = f"method={method},{arg}"
+    arg = f"method={method},curriculum={WIDTHS[method]},epochs=4,float_epochs=1"
     spec = c.run_spec(get_config(arg))
     names = [phase.name for phase in spec.phases]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
