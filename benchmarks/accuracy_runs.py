@@ -8,12 +8,9 @@ from typing import Any
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "launch"))
 
-from side_by_side import run_all
+from side_by_side import STOPPED, run_all
 
 WORKDIRS = pathlib.Path("runs/results")
-
-# Exit status of a run that was told to stop, and saved.
-_STOPPED = 75
 
 _CIFAR10 = "configs/cifar10_resnet20_w2a2.py"
 _FLOAT = "runs/weights/cifar10_resnet20.npz"
@@ -36,8 +33,13 @@ def _digits(name: str, seed: int) -> list[str]:
     return [f"--config=configs/{name}.py:seed={seed}", "--config.export.check_images=360"]
 
 
-_ADAM = {"name": "adam", "learning_rate": 1.25e-3, "weight_decay": 0.0, "warmup_epochs": 0.0}
-_UNIQ_ADAM = _ADAM | {"quantizer_rate_multiplier": 0.1}
+_UNIQ_ADAM = {
+    "name": "adam",
+    "learning_rate": 1.25e-3,
+    "weight_decay": 0.0,
+    "warmup_epochs": 0.0,
+    "quantizer_rate_multiplier": 0.1,
+}
 """UniQ by N2UQ's optimizer, but by a cosine to 0."""
 _N2UQ = {"learning_rate": 1.25e-3}
 """Of N2UQ, as its recipe."""
@@ -134,7 +136,7 @@ def train(names: Sequence[str], jobs: int) -> int:
                 print(f"{name}: not trained, as what it starts from, {start}, has not finished")
         statuses = _train(ready, jobs)
         missing += len(stage) - sum(status == 0 for status in statuses.values())
-        if len(statuses) < len(ready) or _STOPPED in statuses.values():  # By a signal.
+        if len(statuses) < len(ready) or STOPPED in statuses.values():  # By a signal.
             return missing + len(waiting)
     return missing
 

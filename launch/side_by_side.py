@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _POLL_S = 0.2
+# Exit status of a run that was told to stop, and saved.
+STOPPED = 75
 
 
 def run_all(

@@ -37,7 +37,7 @@ from typing import Any
 import sweep_specs
 from rich.console import Console
 from rich.table import Table
-from side_by_side import run_all
+from side_by_side import STOPPED, run_all
 
 # Field of result.json → how it is printed.
 COLUMNS = {
@@ -49,8 +49,6 @@ COLUMNS = {
     "seconds": lambda v: f"{v:.0f}",
 }
 LONGEST_NAME = 120
-# Exit code of a run that was told to stop, and saved.
-STOPPED = 75
 
 
 class SweepError(ValueError):

@@ -2,8 +2,7 @@
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv:1512.03385), section
 4.2. A 3x3 stem without pooling and a mean over whatever remains of the image, so that 8x8, 28x28
-and 32x32 images pass alike. With the activations of N2UQ's ResNets, where those have them, it keeps
-more of what a quantizer of one or two bits would lose behind a ReLU.
+and 32x32 images pass alike.
 """
 
 from typing import Any, Literal
